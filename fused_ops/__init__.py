@@ -1,0 +1,16 @@
+"""Fused GPU kernels in Triton, from training to the deployed engine.
+
+    from fused_ops import fused_layernorm, fused_linear, fused_softmax
+
+Each function is a drop-in for its torch.nn.functional counterpart: autograd, torch.compile, autocast, torch.func and
+export work. CUDA tensors run Triton kernels; CPU tensors run ATen, or the same kernels when TRITON_INTERPRET=1 was set
+before the import.
+"""
+
+from ._spec import REGISTRY
+from .layer_norm import fused_layernorm
+from .linear import fused_linear
+from .softmax import fused_softmax
+
+__version__ = "0.1.0"
+__all__ = ["REGISTRY", "fused_layernorm", "fused_linear", "fused_softmax"]

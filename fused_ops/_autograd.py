@@ -1,0 +1,36 @@
+"""What the autograd Functions of all families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
+
+
+def plain_aten() -> bool:
+    """Whether the call must be plain ATen: under torch.func transforms, forward-mode AD, or torch.jit.trace.
+
+    ATen's own functions are then right for free, and a traced graph has no operator of ours in it.
+    """
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def differentiable_backward(function: Callable[..., Tensor], args: tuple[Any, ...], grad: Tensor) -> list[Tensor | None]:
+    """The gradients of function(*args) as differentiable functions themselves: the path of create_graph=True.
+
+    Returns one entry an argument, None where the argument is no tensor or needs no gradient.
+    """
+    device_type = grad.device.type
+    with torch.enable_grad(), torch.autocast(device_type, enabled=False):
+        wanted = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+        grads = iter(torch.autograd.grad(function(*args), wanted, grad, create_graph=True))
+    return [next(grads) if isinstance(a, Tensor) and a.requires_grad else None for a in args]

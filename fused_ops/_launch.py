@@ -1,0 +1,67 @@
+"""From torch tensors to a kernel launch: the device's facts, the current device, and nothing else on the path."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._spec import INTERPRET
+
+INTERPRETER_CAPABILITY = (9, 0)  # what a configuration is chosen for when kernels are interpreted
+INTERPRETER_SMS = 4
+
+KERNEL_DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
+
+
+@functools.cache
+def _cuda_facts(index: int) -> tuple[tuple[int, int], int]:
+    properties = torch.cuda.get_device_properties(index)
+    return (properties.major, properties.minor), properties.multi_processor_count
+
+
+def device_facts(tensor: Tensor) -> tuple[tuple[int, int], int]:
+    """(capability, SM count) of the tensor's GPU; the interpreter's stand-ins for a CPU tensor."""
+    if tensor.is_cuda:
+        return _cuda_facts(tensor.get_device())
+    return INTERPRETER_CAPABILITY, INTERPRETER_SMS
+
+
+def launch(kernel: Any, grid: int, anchor: Tensor, *args: Any, **kwargs: Any) -> None:
+    """kernel[(grid,)](*args, **kwargs) on the device of anchor, whichever device is current. A grid of 0 is no launch."""
+    if grid == 0:
+        return
+    if anchor.is_cuda and anchor.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(anchor.device):
+            kernel[(grid,)](*args, **kwargs)
+    else:
+        kernel[(grid,)](*args, **kwargs)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """x as (M, N) with N its last dimension: a view where the leading dimensions collapse, else one copy."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(0, 0)
+
+
+@functools.cache
+def _reduce() -> Any:
+    from .kernels import reduce
+
+    return reduce
+
+
+def column_sum(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """part (P, N) fp32 summed over P, in dtype: the second stage of a deterministic reduction."""
+    reduce = _reduce()
+    P, N = part.shape
+    out = torch.empty((N,), dtype=dtype, device=part.device)
+    blocks = {"BLOCK_P": reduce.COLUMN_SUM_BLOCK_P, "BLOCK_N": reduce.COLUMN_SUM_BLOCK_N}
+    launch(reduce.column_sum_kernel, -(-N // blocks["BLOCK_N"]), part, part, out, P, N, stride_pp=part.stride(0), **blocks)
+    return out
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors."""
+    return INTERPRET

@@ -1,0 +1,208 @@
+"""Softmax: fused_softmax, its raw operators, and its SPEC."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from . import _cases
+from ._autograd import FLOATS, differentiable_backward, plain_aten
+from ._checks import normalize_dim, refuse, require_float, require_tensor
+from ._launch import device_facts, launch, rows_of
+from ._spec import Backward, OpSpec, define
+
+
+@functools.cache
+def _kernels() -> Any:
+    from .kernels import softmax, softmax_inner
+
+    return softmax, softmax_inner
+
+
+def softmax_reference(x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+    """softmax(x) over dim in ATen; y contiguous, in dtype or x's."""
+    return torch.softmax(x, dim, dtype).contiguous()
+
+
+def softmax_launch(x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+    """softmax_reference by Triton kernels: one over the last dimension, one over an inner dimension."""
+    out_dtype = x.dtype if dtype is None else dtype
+    if torch.float64 in (x.dtype, out_dtype) or x.dim() == 0:
+        return softmax_reference(x, dim, dtype)
+    y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
+    if x.numel() == 0:
+        return y
+    rows, inner = _kernels()
+    facts = device_facts(x)
+    N = x.shape[dim]
+    if _is_last(x, dim):
+        x2 = rows_of(x.flatten(dim))
+        M = x2.shape[0]
+        config = rows.softmax_fwd_config(M, N, x.element_size(), *facts)
+        strides = {"stride_xm": x2.stride(0), "stride_xn": x2.stride(1), "stride_ym": N}
+        _launch_rows(rows.softmax_fwd_kernel, rows.softmax_fwd_chunked_kernel, config, M, N, x, (x2, y), strides)
+        return y
+    x3, y3 = _around(x, dim), _around(y, dim)
+    K = x3.shape[2]
+    config = inner.softmax_inner_config(N, K, x.element_size(), *facts)
+    launch(
+        inner.softmax_fwd_inner_kernel, x3.shape[0] * -(-K // config.block_m), x, x3, y3, N, K,
+        **_strides("x", x3), **_strides("y", y3),
+        BLOCK_N=config.block_n, BLOCK_K=config.block_m, CHUNKED=config.chunked, num_warps=config.num_warps,
+    )  # fmt: skip
+    return y
+
+
+def softmax_bwd_reference(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """dx = (dy - sum(dy * y)) * y over dim in ATen, in at least fp32; dx contiguous, in dtype."""
+    wide = torch.float64 if y.dtype is torch.float64 else torch.float32
+    return torch._softmax_backward_data(dy.to(wide), y.to(wide), dim, wide).to(dtype).contiguous()
+
+
+def softmax_bwd_launch(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """softmax_bwd_reference by Triton kernels."""
+    if torch.float64 in (dy.dtype, y.dtype, dtype) or y.dim() == 0:
+        return softmax_bwd_reference(dy, y, dim, dtype)
+    dx = torch.empty(y.shape, dtype=dtype, device=y.device)
+    if y.numel() == 0:
+        return dx
+    rows, inner = _kernels()
+    facts = device_facts(y)
+    N = y.shape[dim]
+    if _is_last(y, dim):
+        dy2, y2 = rows_of(dy.flatten(dim)), rows_of(y.flatten(dim))
+        M = y2.shape[0]
+        config = rows.softmax_bwd_config(M, N, y.element_size(), *facts)
+        strides = {
+            "stride_dym": dy2.stride(0), "stride_dyn": dy2.stride(1),
+            "stride_ym": y2.stride(0), "stride_yn": y2.stride(1), "stride_dxm": N,
+        }  # fmt: skip
+        _launch_rows(rows.softmax_bwd_kernel, rows.softmax_bwd_chunked_kernel, config, M, N, y, (dy2, y2, dx), strides)
+        return dx
+    dy3, y3, dx3 = _around(dy, dim), _around(y, dim), _around(dx, dim)
+    K = y3.shape[2]
+    config = inner.softmax_inner_config(N, K, y.element_size(), *facts)
+    launch(
+        inner.softmax_bwd_inner_kernel, y3.shape[0] * -(-K // config.block_m), y, dy3, y3, dx3, N, K,
+        **_strides("dy", dy3), **_strides("y", y3), **_strides("dx", dx3),
+        BLOCK_N=config.block_n, BLOCK_K=config.block_m, num_warps=config.num_warps,
+    )  # fmt: skip
+    return dx
+
+
+def _is_last(x: Tensor, dim: int) -> bool:
+    """Whether dim is the last dimension, but for dimensions of size 1 behind it."""
+    return math.prod(x.shape[dim + 1 :]) == 1
+
+
+def _around(x: Tensor, dim: int) -> Tensor:
+    """x as (outer, N, inner): a view where the dimensions on each side of dim collapse, else one copy."""
+    return x.reshape(math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
+
+
+def _strides(name: str, x: Tensor) -> dict[str, int]:
+    return {f"stride_{name}{axis}": stride for axis, stride in zip("onk", x.stride())}
+
+
+def _launch_rows(
+    kernel: Any, chunked: Any, config: Any, M: int, N: int, anchor: Tensor, pointers: Any, strides: dict[str, int]
+) -> None:
+    if config.chunked:
+        launch(chunked, M, anchor, *pointers, N, **strides, BLOCK_N=config.block_n, num_warps=config.num_warps)
+    else:
+        blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+        launch(kernel, -(-M // config.block_m), anchor, *pointers, M, N, **strides, **blocks, num_warps=config.num_warps)
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+        y = _FWD(x, dim, dtype)
+        ctx.save_for_backward(x, y)
+        ctx.dim, ctx.dtype = dim, dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, y = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiable_backward(torch.softmax, (x, ctx.dim, ctx.dtype), dy)[0], None, None
+        return _BWD(dy, y, ctx.dim, x.dtype), None, None
+
+
+def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] = None) -> Tensor:
+    """Softmax over one dimension, as torch.nn.functional.softmax, in one fused kernel.
+
+    y = exp(x - max(x)) / sum(exp(x - max(x))) over dim.
+
+    Args:
+        input: any shape and strides; float32, float16, bfloat16 or float64, or any other real dtype when dtype is given.
+        dim: the dimension that sums to 1; negative counts from the end.
+        dtype: the result's float dtype, or None for input's. The conversion is part of the kernel.
+
+    Returns:
+        A contiguous tensor of input's shape, in dtype. Under autocast and with no dtype: float32, as torch's.
+
+    Raises:
+        IndexError: dim out of range.
+        NotImplementedError (a RuntimeError): a dtype that is no float.
+        TypeError: an argument of the wrong type.
+
+    Computed in fp32. A row that holds NaN or +inf, or only -inf, gives NaN, as torch's. Differentiable twice.
+    Source: Milakov and Gimelshein, Online normalizer calculation for softmax, 2018 (rows beyond the registers).
+    """
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return F.softmax(input, dim, dtype=dtype)
+    else:
+        return _fused_softmax(input, dim, dtype)
+
+
+def _fused_softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+    op = "fused_softmax"
+    if has_torch_function_unary(input):
+        return handle_torch_function(fused_softmax, (input,), input, dim, dtype=dtype)
+    require_tensor(op, "input", input)
+    if dtype is None:
+        require_float(op, "input", input)
+    elif dtype not in FLOATS:
+        refuse(NotImplementedError, op, "dtype", dtype, "torch.float32, float16, bfloat16, float64, or None")
+    elif input.is_complex():
+        refuse(NotImplementedError, op, "input", input.dtype, "a real dtype")
+    dim = normalize_dim(op, dim, input.dim())
+    if plain_aten():
+        return F.softmax(input, dim, dtype=dtype)
+    if dtype is None and input.dtype is not torch.float64 and torch.is_autocast_enabled(input.device.type):
+        dtype = torch.float32
+    if input.requires_grad and torch.is_grad_enabled():
+        return _Softmax.apply(input, dim, dtype)
+    return _FWD(input, dim, dtype)
+
+
+SPEC = define(
+    OpSpec(
+        name="softmax",
+        public=fused_softmax,
+        torch_fn=F.softmax,
+        schema="(Tensor x, int dim, ScalarType? dtype) -> Tensor",
+        reference=softmax_reference,
+        launch=softmax_launch,
+        bound=_cases.softmax.fwd_bound,
+        backward=Backward(
+            schema="(Tensor dy, Tensor y, int dim, ScalarType dtype) -> Tensor",
+            reference=softmax_bwd_reference,
+            launch=softmax_bwd_launch,
+            bound=_cases.softmax.bwd_bound,
+        ),
+        samples=_cases.softmax.samples,
+        errors=_cases.softmax.errors,
+        bench=_cases.softmax.BENCH,
+        audit=_cases.softmax.audit,
+    )
+)
+_FWD, _BWD = SPEC.fwd, SPEC.bwd

@@ -1,0 +1,88 @@
+"""Activation functions and their derivatives on fp32 tiles, chosen at compile time by name.
+
+ACT is one of ACTIVATIONS, or "none". NaN goes through every one of them, as in ATen.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "relu2")
+
+SQRT_HALF = tl.constexpr(0.7071067811865476)  # 1 / sqrt(2)
+INV_SQRT_2PI = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
+SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
+GELU_CUBIC = tl.constexpr(0.044715)  # Hendrycks and Gimpel 2016
+QUICK_GELU_SLOPE = tl.constexpr(1.702)  # Hendrycks and Gimpel 2016
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _tanh(x):
+    """tanh with a small relative error everywhere: Lambert's continued fraction below 1, the exponential form above."""
+    x2 = x * x
+    numerator = x * (135135.0 + x2 * (17325.0 + x2 * (378.0 + x2)))
+    denominator = 135135.0 + x2 * (62370.0 + x2 * (3150.0 + x2 * 28.0))
+    large = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x))
+    return tl.where(tl.abs(x) < 1.0, numerator / denominator, large)
+
+
+@triton.jit
+def activate(x, ACT: tl.constexpr):
+    """act(x), fp32 in and out."""
+    if ACT == "relu":
+        return tl.where(x <= 0.0, 0.0, x)
+    elif ACT == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
+    elif ACT == "gelu_tanh":
+        return x * _sigmoid(2.0 * SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x))
+    elif ACT == "quick_gelu":
+        return x * _sigmoid(QUICK_GELU_SLOPE * x)
+    elif ACT == "silu":
+        return x * _sigmoid(x)
+    elif ACT == "sigmoid":
+        return _sigmoid(x)
+    elif ACT == "tanh":
+        return _tanh(x)
+    elif ACT == "relu2":
+        r = tl.where(x <= 0.0, 0.0, x)
+        return r * r
+    else:
+        tl.static_assert(ACT == "none", "unknown activation")
+        return x
+
+
+@triton.jit
+def activation_grad(x, dy, ACT: tl.constexpr):
+    """dy * act'(x), fp32 in and out; x is the pre-activation (for relu the output serves as well)."""
+    if ACT == "relu":
+        return tl.where(x <= 0.0, 0.0, dy)
+    elif ACT == "gelu":
+        cdf = 0.5 * (1.0 + tl.erf(x * SQRT_HALF))
+        return dy * (cdf + x * INV_SQRT_2PI * tl.exp(-0.5 * x * x))
+    elif ACT == "gelu_tanh":
+        s = _sigmoid(2.0 * SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x))
+        inner = 2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * GELU_CUBIC * x * x)
+        return dy * (s + x * s * (1.0 - s) * inner)
+    elif ACT == "quick_gelu":
+        s = _sigmoid(QUICK_GELU_SLOPE * x)
+        return dy * (s + QUICK_GELU_SLOPE * x * s * (1.0 - s))
+    elif ACT == "silu":
+        s = _sigmoid(x)
+        return dy * (s + x * s * (1.0 - s))
+    elif ACT == "sigmoid":
+        s = _sigmoid(x)
+        return dy * s * (1.0 - s)
+    elif ACT == "tanh":
+        t = _tanh(x)
+        return dy * (1.0 - t * t)
+    elif ACT == "relu2":
+        return 2.0 * dy * tl.where(x <= 0.0, 0.0, x)
+    else:
+        tl.static_assert(ACT == "none", "unknown activation")
+        return dy

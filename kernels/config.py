@@ -1,0 +1,49 @@
+"""Launch configurations: frozen dataclasses, and the small arithmetic that every chooser of one shares.
+
+A configuration is a pure function of (sizes, itemsize, capability, SM count). Nothing here touches a GPU, so that the
+ahead-of-time audit compiles exactly what a launch would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def cdiv(a: int, b: int) -> int:
+    """ceil(a / b) for integers, b > 0."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n; 1 for n <= 1."""
+    return 1 << max(0, (n - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class RowConfig:
+    """How a row kernel is launched: BLOCK_M rows of BLOCK_N columns a program; chunked when a row takes several BLOCK_N."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int = 1
+    chunked: bool = False
+
+
+@dataclass(frozen=True)
+class MatmulConfig:
+    """Tile sizes of a matmul kernel and the number of tile rows that share an L2-resident band of columns."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    group_m: int = 8
+
+
+def rows_that_fill(M: int, block_m: int, sms: int, least: int = 1, programs_per_sm: int = 4) -> int:
+    """Halve block_m until the grid has programs_per_sm programs an SM, so that a small M still uses the whole chip."""
+    while block_m > least and cdiv(M, block_m) < programs_per_sm * sms:
+        block_m //= 2
+    return block_m
