@@ -1,0 +1,198 @@
+"""Files in and out: outputs that appear whole or not at all, and the checks an ONNX path passes before anything reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PathLike = str | os.PathLike[str]
+
+MAX_ONNX_BYTES = 2**31 - 1  # protobuf's own limit of one message
+MAX_EXTERNAL_BYTES = 64 * 2**30  # of all external data files together
+
+
+class ExportError(RuntimeError):
+    """An export, a check or a build that did not happen; the message names the argument, what came and what is allowed."""
+
+
+def require(module: str, extra: str) -> Any:
+    """The imported module, or a ModuleNotFoundError that says which extra of fused-ops installs it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        message = f"{error.name} is not installed; it comes with: pip install 'fused-ops[{extra}]'"
+        raise ModuleNotFoundError(message, name=error.name) from None
+
+
+def check_writable(op: str, path: PathLike) -> Path:
+    """path as an absolute Path whose folder exists and takes a new file; ExportError otherwise. Leaves nothing behind."""
+    target = Path(os.path.abspath(os.fspath(path)))
+    if target.is_dir():
+        raise ExportError(f"{op}: path: got {str(target)!r}, a folder, allowed: a file name")
+    if not target.parent.is_dir():
+        raise ExportError(
+            f"{op}: path: got {str(target)!r}, allowed: a file in a folder that exists; {str(target.parent)!r} does not"
+        )
+    if target.exists() and (not target.is_file() or not os.access(target, os.W_OK)):
+        raise ExportError(
+            f"{op}: path: got {str(target)!r}, which cannot be overwritten, allowed: a writable regular file or a new one"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise ExportError(f"{op}: path: got {str(target)!r}, allowed: a file in a writable folder ({error.strerror})") from None
+    return target
+
+
+@contextlib.contextmanager
+def output(op: str, path: PathLike) -> Iterator[Path]:
+    """Stage the file path: yields a path of the same name in a temporary folder beside it; put in place when the block ends well.
+
+    Files written beside the staged one (external data) move with it, before it. When the block raises, or nothing was
+    written, an existing path is untouched and nothing is left behind. A symbolic link at path is replaced, not followed.
+    """
+    target = check_writable(op, path)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent))
+    try:
+        staged = folder / target.name
+        yield staged
+        if not staged.is_file():
+            raise ExportError(f"{op}: nothing was written for {str(target)!r}")
+        for extra in sorted(folder.iterdir()):
+            if extra != staged:
+                os.replace(extra, target.parent / extra.name)
+        os.replace(staged, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_bytes(op: str, path: PathLike, data: bytes) -> Path:
+    """Write data to path, whole or not at all."""
+    with output(op, path) as staged:
+        staged.write_bytes(data)
+    return Path(path)
+
+
+def sha256_of(path: PathLike) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def check_input(op: str, path: PathLike, *, max_bytes: int, argument: str = "path") -> Path:
+    """path as a Path to a readable regular file of 1 to max_bytes bytes; ExportError otherwise."""
+    source = Path(path)
+    try:
+        facts = source.stat()
+        with open(source, "rb"):
+            pass
+    except OSError as error:
+        raise ExportError(f"{op}: {argument}: got {str(source)!r}, allowed: a readable file ({error.strerror})") from None
+    if not stat.S_ISREG(facts.st_mode):
+        raise ExportError(f"{op}: {argument}: got {str(source)!r}, allowed: a regular file")
+    if not 0 < facts.st_size <= max_bytes:
+        raise ExportError(f"{op}: {argument}: got {str(source)!r} of {facts.st_size} bytes, allowed: 1 to {max_bytes} bytes")
+    return source
+
+
+def check_onnx(
+    path: PathLike, *, op: str = "onnx", max_bytes: int = MAX_ONNX_BYTES, max_external_bytes: int = MAX_EXTERNAL_BYTES
+) -> Any:
+    """Check an ONNX file and its external data before any other parser sees them.
+
+    Args:
+        path: the .onnx file.
+        op: the caller's name, for messages.
+        max_bytes, max_external_bytes: caps on the file and on all external data files together.
+
+    Returns:
+        The onnx.ModelProto, external data not loaded.
+
+    Raises:
+        ExportError: unreadable, empty, too large, truncated, no ONNX, invalid (onnx.checker with full_check), or
+            external data that leaves the model's folder, is a link, is missing, or lies outside its file.
+    """
+    onnx = require("onnx", "onnx")
+    source = check_input(op, path, max_bytes=max_bytes)
+    try:
+        model = onnx.load(os.fspath(source), load_external_data=False)
+    except Exception as error:
+        raise ExportError(f"{op}: {str(source)!r} is no ONNX file, or a truncated one ({_one_line(error)})") from None
+    if not model.HasField("graph") or not model.opset_import:
+        raise ExportError(f"{op}: {str(source)!r} is no ONNX model: it has no {'graph' if model.opset_import else 'opset'}")
+    _check_external_data(op, source, model, max_external_bytes)
+    try:
+        onnx.checker.check_model(os.fspath(source), full_check=True)
+    except Exception as error:
+        raise ExportError(f"{op}: {str(source)!r} is not valid ONNX: {_one_line(error)}") from None
+    return model
+
+
+def _check_external_data(op: str, source: Path, model: Any, cap: int) -> None:
+    """Each external tensor must lie inside a regular file in the model's own folder, and the files under the cap."""
+    folder, sizes = source.resolve().parent, {}
+    for tensor in _tensors(model):
+        if tensor.data_location != tensor.EXTERNAL:
+            continue
+        entry = {e.key: e.value for e in tensor.external_data}
+        name = entry.get("location", "")
+        where = f"{op}: {str(source)!r}: tensor {tensor.name[:100]!r}: external data location {name[:200]!r}"
+        file = folder / name
+        if not name or "\0" in name or os.path.isabs(name) or ".." in Path(name).parts:
+            raise ExportError(f"{where}, allowed: a relative path inside the model's folder")
+        if any(p.is_symlink() for p in (file, *file.parents) if p != folder and folder in p.parents):
+            raise ExportError(f"{where} is a symbolic link, allowed: a regular file")
+        if not file.is_file():
+            raise ExportError(f"{where}: no such regular file")
+        size = sizes[name] = file.stat().st_size
+        try:
+            offset = int(entry.get("offset") or 0)
+            length = int(entry.get("length") or size - offset)
+        except ValueError:
+            raise ExportError(f"{where}: offset or length is no number") from None
+        if offset < 0 or length < 0 or offset + length > size:
+            raise ExportError(f"{where}: bytes {offset} to {offset + length} lie outside the file of {size} bytes")
+    if sum(sizes.values()) > cap:
+        raise ExportError(f"{op}: {str(source)!r}: external data of {sum(sizes.values())} bytes, allowed: at most {cap}")
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    """Every TensorProto of a model: initializers (sparse ones too) and attributes, of all subgraphs and functions."""
+    graphs, nodes = [model.graph], [n for f in model.functions for n in f.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes.extend(graph.node)
+            continue
+        for attribute in nodes.pop().attribute:
+            yield attribute.t
+            yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            graphs.extend((attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs)
+
+
+def _one_line(error: Exception, limit: int = 500) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
