@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from ._files import ExportError
 
 if TYPE_CHECKING:
+    from ._verify import verify
     from .aoti import export_aoti
     from .onnx import custom_translation_table, export_onnx, export_submodule
     from .quantize import quantize_onnx, sensitivity
     from .repository import export_model_repository
     from .tensorrt import Engine, build_engine
     from .torchscript import export_torchscript
-    from ._verify import verify
 
 _HOME = {
     "export_onnx": "onnx",
