@@ -47,8 +47,8 @@ class ErrorSample:
 class Expected:
     """What the numerics contract allows for one output: |o - value| <= 0.505 u |value| + c 2^-24 scale.
 
-    value: fp64, the exact result on the rounded inputs. scale: fp64, sqrt(K) times the sum of the terms' magnitudes,
-    or None for an output that must be bitwise equal after rounding.
+    value: fp64, the exact result on the rounded inputs. scale: fp64, sqrt(K) times the sum of the terms' magnitudes; inf
+    where any value will do (a mean of infinities, which nothing reads).
     """
 
     value: Tensor

@@ -12,7 +12,7 @@ ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "ta
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)  # 1 / sqrt(2)
 INV_SQRT_2PI = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
-SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
+TWO_SQRT_2_OVER_PI = tl.constexpr(1.5957691216057308)  # tanh(u) = 2 sigmoid(2u) - 1 takes the 2 in
 GELU_CUBIC = tl.constexpr(0.044715)  # Hendrycks and Gimpel 2016
 QUICK_GELU_SLOPE = tl.constexpr(1.702)  # Hendrycks and Gimpel 2016
 
@@ -40,9 +40,9 @@ def activate(x, ACT: tl.constexpr):
     elif ACT == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
     elif ACT == "gelu_tanh":
-        return x * _sigmoid(2.0 * SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x))
+        return x * _sigmoid((x + x * x * x * GELU_CUBIC) * TWO_SQRT_2_OVER_PI)
     elif ACT == "quick_gelu":
-        return x * _sigmoid(QUICK_GELU_SLOPE * x)
+        return x * _sigmoid(x * QUICK_GELU_SLOPE)
     elif ACT == "silu":
         return x * _sigmoid(x)
     elif ACT == "sigmoid":
@@ -66,12 +66,12 @@ def activation_grad(x, dy, ACT: tl.constexpr):
         cdf = 0.5 * (1.0 + tl.erf(x * SQRT_HALF))
         return dy * (cdf + x * INV_SQRT_2PI * tl.exp(-0.5 * x * x))
     elif ACT == "gelu_tanh":
-        s = _sigmoid(2.0 * SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x))
-        inner = 2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * GELU_CUBIC * x * x)
+        s = _sigmoid((x + x * x * x * GELU_CUBIC) * TWO_SQRT_2_OVER_PI)
+        inner = (1.0 + x * x * (3.0 * GELU_CUBIC)) * TWO_SQRT_2_OVER_PI
         return dy * (s + x * s * (1.0 - s) * inner)
     elif ACT == "quick_gelu":
-        s = _sigmoid(QUICK_GELU_SLOPE * x)
-        return dy * (s + QUICK_GELU_SLOPE * x * s * (1.0 - s))
+        s = _sigmoid(x * QUICK_GELU_SLOPE)
+        return dy * (s + x * QUICK_GELU_SLOPE * s * (1.0 - s))
     elif ACT == "silu":
         s = _sigmoid(x)
         return dy * (s + x * s * (1.0 - s))

@@ -97,6 +97,7 @@ def layer_norm_bwd_chunked_kernel(
     for tile in tl.range(program, tl.cdiv(M, BLOCK_M), programs):
         rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         in_m = (rows < M)[:, None]
+        rows_before = tl.full([BLOCK_N], tile - program, tl.int64)  # > 0 where an earlier tile of this program wrote
         mean = tl.load(mean_ptr + rows, mask=rows < M, other=0.0)[:, None]
         rstd = tl.load(rstd_ptr + rows, mask=rows < M, other=0.0)[:, None]
         dy_rows = dy_ptr + rows[:, None] * stride_dym
@@ -130,7 +131,7 @@ def layer_norm_bwd_chunked_kernel(
                     g = dy * tl.load(w_ptr + cols, mask=in_row, other=0.0).to(tl.float32)[None, :]
                 dx = rstd * (g - g_mean - x_hat * gx_mean)
                 tl.store(dx_ptr + rows[:, None] * stride_dxm + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
-            seen = in_row & (tile > program)  # this program's earlier tiles wrote here
+            seen = in_row & (rows_before > 0)
             if NEED_DW:
                 dw_ptrs = dw_part_ptr + program * N + cols
                 dw = tl.load(dw_ptrs, mask=seen, other=0.0) + tl.sum(dy * x_hat, axis=0)

@@ -90,6 +90,7 @@ def bwd_bound(
     dpre = G * slope
     rounding = 0.0 if activation == "none" else 0.505 * torch.finfo(x.dtype).eps * 2**24
     size = dpre.abs() + 4.0 * G.abs() * (1.0 + saved.double().reshape(G.shape).abs() if activation != "none" else 1.0)
+    size = size.nan_to_num(0.0, 0.0)  # rows of NaN and infinities are compared by place
     X = x.double().reshape(G.shape[0], K)
     W = weight.double()
     dx_terms = N**0.5 * (size @ W.abs()) + rounding * (dpre.abs() @ W.abs())

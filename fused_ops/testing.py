@@ -1,0 +1,110 @@
+"""The numerics contract as a check that tests, and users who add an op, can run.
+
+    |out - exact| <= 0.505 u |exact| + C 2^-24 scale,      NaN, +inf and -inf in equal places
+
+exact is computed in fp64 on the same rounded inputs, u is the spacing of the output's dtype, and scale is sqrt(K) times
+the sum of the terms' magnitudes. An op's SPEC gives (exact, scale) for each output of its forward and its backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ._spec import INTERPRET, REGISTRY, Expected
+
+C = 4.0
+"""How many times 2^-24 scale an fp32 computation may err."""
+
+
+def contract_error(out: Tensor, expected: Expected) -> Tensor:
+    """|out - exact| over what the contract allows, elementwise in fp64: at most 1 where out is right, inf at a misplaced
+    NaN or infinity. out and expected.value have one shape."""
+    if out.shape != expected.value.shape:
+        raise AssertionError(f"shape {tuple(out.shape)}, expected {tuple(expected.value.shape)}")
+    info = torch.finfo(out.dtype)
+    exact = expected.value.detach().double()
+    got = out.detach().double()
+    # The interpreter truncates when it stores bf16, so a whole ulp goes there.
+    half_ulp = 1.01 if INTERPRET and out.dtype is torch.bfloat16 else 0.505
+    arithmetic = 2.0**-53 if out.dtype is torch.float64 else 2.0**-24
+    floor = half_ulp * info.smallest_normal * info.eps + (0.0 if out.dtype is torch.float64 else 4 * 2.0**-126)
+    allowed = half_ulp * info.eps * exact.abs() + C * arithmetic * expected.scale.detach().double() + floor
+    error = (got - exact).abs() / allowed
+    rounded = exact.to(out.dtype).double()
+    special = ~torch.isfinite(rounded) | ~torch.isfinite(got)
+    same = (got == rounded) | (got.isnan() & rounded.isnan())
+    near_overflow = torch.isfinite(exact) & ((exact.abs() - info.max).abs() <= allowed + info.eps * info.max)
+    error = torch.where(special, torch.where(same | near_overflow, 0.0, float("inf")), error.nan_to_num(nan=float("inf")))
+    return error.masked_fill(expected.scale == float("inf"), 0.0)
+
+
+def assert_within_contract(out: Tensor, expected: Expected, what: str = "output") -> None:
+    """Raise AssertionError, with the worst element, unless out is within the contract."""
+    error = contract_error(out, expected)
+    if error.numel() and (worst := error.max().item()) > 1.0:
+        index = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+        raise AssertionError(
+            f"{what}: {int((error > 1).sum())} of {error.numel()} elements beyond the contract; the worst, at {index}, by"
+            f" {worst:.3g}: got {out[index].item()!r}, exact {expected.value[index].item()!r}"
+        )
+
+
+class ContractMode(TorchDispatchMode):
+    """While active, every raw operator of fused_ops that runs is held to its SPEC: the contract on each output, the
+    shapes, dtypes and strides of the reference, inputs left bit for bit as they were, and the same bits on a second run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checked: list[str] = []
+        self._bounds: dict[Any, Any] = {}
+        self._references: dict[Any, Any] = {}
+        for spec in REGISTRY.values():
+            self._bounds |= {spec.fwd: spec.bound, spec.bwd: spec.backward.bound}
+            self._references |= {spec.fwd: spec.reference, spec.bwd: spec.backward.reference}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in self._bounds:
+            return func(*args, **(kwargs or {}))
+        before = [a.clone() if isinstance(a, Tensor) else a for a in args]
+        result = func(*args, **(kwargs or {}))
+        outputs = result if isinstance(result, tuple) else (result,)
+        name = str(func)
+        for i, (now, then) in enumerate(zip(args, before)):
+            if isinstance(now, Tensor) and not _same_bits(now, then):
+                raise AssertionError(f"{name}: argument {i} was changed")
+        again = func(*args, **(kwargs or {}))
+        reference = self._references[func](*args)
+        for i, (out, second, like) in enumerate(
+            zip(
+                outputs,
+                again if isinstance(again, tuple) else (again,),
+                reference if isinstance(reference, tuple) else (reference,),
+            )
+        ):
+            if not _same_bits(out, second):
+                raise AssertionError(f"{name}: output {i} differs between two runs on the same arguments")
+            got, want = (out.shape, out.dtype, out.stride()), (like.shape, like.dtype, like.stride())
+            if got != want:
+                raise AssertionError(f"{name}: output {i}: (shape, dtype, strides) {got}, the reference's are {want}")
+        bounds = self._bounds[func](*args)
+        if len(bounds) != len(outputs):
+            raise AssertionError(f"{name}: {len(outputs)} outputs, {len(bounds)} bounds")
+        for i, (out, expected) in enumerate(zip(outputs, bounds)):
+            if expected is not None:
+                assert_within_contract(out, expected, f"{name} output {i}")
+        self.checked.append(name)
+        return result
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(_bits(a), _bits(b))
+
+
+def _bits(x: Tensor) -> Tensor:
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    x = x.detach().contiguous()
+    return x.view(integers[x.element_size()]) if x.is_floating_point() and x.element_size() in integers else x

@@ -1,0 +1,10 @@
+"""The Triton kernels themselves, in Triton's interpreter: run with TRITON_INTERPRET=1 (one mode a process)."""
+
+from __future__ import annotations
+
+import os
+
+from fused_ops import _spec
+
+os.environ.setdefault("TRITON_INTERPRET", "0")
+collect_ignore_glob = [] if _spec.INTERPRET else ["*"]

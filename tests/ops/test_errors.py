@@ -1,0 +1,63 @@
+"""Bad input: ATen's exception type, and a message that names the argument, what came and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fused_ops import REGISTRY
+from fused_ops._spec import ErrorSample, OpSpec
+from fused_ops.testing import ContractMode
+
+
+def _cases() -> list[Any]:
+    return [
+        pytest.param(spec, error, id=f"{spec.name}-{error.name}") for spec in REGISTRY.values() for error in spec.errors("cpu")
+    ]
+
+
+@pytest.mark.parametrize(("spec", "error"), _cases())
+def test_refused_before_anything_runs(spec: OpSpec, error: ErrorSample) -> None:
+    with ContractMode() as ran, pytest.raises(error.raises, match=error.match) as caught:
+        spec.public(*error.args, **error.kwargs)
+    assert not ran.checked
+    assert str(caught.value).startswith(spec.public.__name__ + ": ")
+    assert "allowed: " in str(caught.value)
+
+
+@pytest.mark.parametrize(("spec", "error"), _cases())
+def test_aten_refuses_too(spec: OpSpec, error: ErrorSample) -> None:
+    """We refuse nothing that PyTorch accepts; where it refuses, our exception type is one of its."""
+    if error.name in ("device", "activation") or (spec.name, error.name) == ("linear", "integers"):
+        # Meta tensors pass ATen, the activation's name is ours alone, and ATen multiplies integers on the CPU only.
+        return
+    with pytest.raises((RuntimeError, IndexError, TypeError, AttributeError)) as caught:
+        spec.torch_fn(*error.args, **error.kwargs)
+    if not issubclass(error.raises, TypeError):
+        assert isinstance(caught.value, (error.raises, RuntimeError, TypeError))
+
+
+def test_bad_backend_is_named() -> None:
+    import subprocess
+    import sys
+
+    code = "import os; os.environ['FUSED_OPS_BACKEND'] = 'cuda'; import fused_ops"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "FUSED_OPS_BACKEND: got 'cuda', allowed are 'auto', 'triton', 'aten'" in result.stderr
+
+
+def test_triton_backend_without_a_device_says_what_to_do() -> None:
+    import os
+    import subprocess
+    import sys
+
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is present: the backend works")
+    code = "import torch, fused_ops; fused_ops.fused_softmax(torch.ones(3))"
+    environment = {**os.environ, "FUSED_OPS_BACKEND": "triton", "TRITON_INTERPRET": "0"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.returncode == 1
+    assert "TRITON_INTERPRET=1" in result.stderr

@@ -1,0 +1,57 @@
+"""Every entry of the registry is complete, and torch agrees with how it is registered."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import fused_ops
+from fused_ops import REGISTRY
+from fused_ops._spec import ErrorSample, OpSpec, Sample, decompositions, define
+
+SPECS = [pytest.param(spec, id=name) for name, spec in REGISTRY.items()]
+
+
+def test_families() -> None:
+    assert {"softmax", "layer_norm", "linear"} <= set(REGISTRY)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_complete(spec: OpSpec) -> None:
+    for entry in (spec, spec.backward, spec.bench):
+        for field in dataclasses.fields(entry):
+            assert getattr(entry, field.name) not in (None, "", {}), f"{spec.name}: {field.name} is empty"
+    assert spec.public is getattr(fused_ops, spec.public.__name__)
+    assert spec.public.__doc__
+    assert all(word in spec.public.__doc__ for word in ("Args:", "Returns:", "Raises:", "float32"))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_generators_yield(spec: OpSpec) -> None:
+    samples = list(spec.samples("cpu", torch.float32))
+    errors = list(spec.errors("cpu"))
+    assert len(samples) >= 10
+    assert len(errors) >= 5
+    assert all(isinstance(s, Sample) for s in samples)
+    assert all(isinstance(e, ErrorSample) for e in errors)
+    assert len({s.name for s in samples}) == len(samples)
+    cases = list(spec.bench.cases())
+    assert cases
+    for case in cases:
+        assert min(spec.bench.bytes(case)) > 0
+        assert min(spec.bench.flops(case)) > 0
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_registered(spec: OpSpec) -> None:
+    for overload in (spec.fwd, spec.bwd):
+        assert overload in decompositions()
+        for key in ("CPU", "CUDA", "Meta"):
+            assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(overload.name(), key)
+
+
+def test_defined_once() -> None:
+    with pytest.raises(ValueError, match="defined twice"):
+        define(REGISTRY["softmax"])
