@@ -151,6 +151,8 @@ class _LayerNorm(torch.autograd.Function):
 
 
 def _plain_rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    if weight is None and bias is not None:  # ATen's own double backward loses the bias here
+        return F.layer_norm(x, [x.shape[-1]], None, None, eps) + bias.to(x.dtype)
     return F.layer_norm(x, [x.shape[-1]], weight, bias, eps)
 
 

@@ -157,10 +157,7 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
     Computed in fp32. A row that holds NaN or +inf, or only -inf, gives NaN, as torch's. Differentiable twice.
     Source: Milakov and Gimelshein, Online normalizer calculation for softmax, 2018 (rows beyond the registers).
     """
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return F.softmax(input, dim, dtype=dtype)
-    else:
-        return _fused_softmax(input, dim, dtype)
+    return _fused_softmax(input, dim, dtype)
 
 
 def _fused_softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
@@ -183,6 +180,9 @@ def _fused_softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor
         return _Softmax.apply(input, dim, dtype)
     return _FWD(input, dim, dtype)
 
+
+# torch.jit.script cannot compile keyword-only arguments: in a script, fused_softmax(x, dim) is ATen's own softmax.
+torch.jit._builtins._register_builtin(fused_softmax, "aten::softmax")
 
 SPEC = define(
     OpSpec(
