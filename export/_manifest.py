@@ -1,0 +1,73 @@
+"""The manifest beside each artefact: what it is, what it was made from, and the SHA-256 that a loader checks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ._files import ExportError, PathLike, check_input, sha256_of
+
+SUFFIX = ".manifest.json"
+FORMAT = 1
+MAX_BYTES = 2**24
+
+
+def manifest_path(artefact: PathLike) -> Path:
+    """model.engine -> model.engine.manifest.json"""
+    return Path(os.fspath(artefact) + SUFFIX)
+
+
+def write_manifest(artefact: PathLike, kind: str, **facts: Any) -> dict[str, Any]:
+    """Write the manifest of the file `artefact` beside it. The same inputs give the same bytes: no time, no machine's paths.
+
+    Args:
+        artefact: the finished (or staged) file.
+        kind: "onnx", "tensorrt", "tensorrt_rtx", "torchscript" or "aoti".
+        facts: anything else that JSON holds: source, opset, precision, profiles, options, inputs, outputs.
+
+    Returns:
+        The manifest.
+    """
+    path = Path(artefact)
+    manifest = {
+        "manifest": FORMAT,
+        "kind": kind,
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": sha256_of(path),
+        "versions": {"fused-ops": package_version("fused-ops"), "torch": torch.__version__, **facts.pop("versions", {})},
+        **facts,
+    }
+    manifest_path(path).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return manifest
+
+
+def read_manifest(artefact: PathLike, op: str = "manifest") -> dict[str, Any] | None:
+    """The manifest beside artefact, or None if there is none. It is a description: its author may be the artefact's.
+
+    Raises:
+        ExportError: it is no manifest of this format.
+    """
+    path = manifest_path(artefact)
+    if not path.exists():
+        return None
+    text = check_input(op, path, max_bytes=MAX_BYTES, argument="manifest").read_bytes()
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ExportError(f"{op}: {str(path)!r} is no JSON") from None
+    if not isinstance(manifest, dict) or manifest.get("manifest") != FORMAT or not isinstance(manifest.get("sha256"), str):
+        raise ExportError(f"{op}: {str(path)!r} is no manifest of format {FORMAT}")
+    return manifest
+
+
+def package_version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
