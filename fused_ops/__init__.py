@@ -7,10 +7,12 @@ export work. CUDA tensors run Triton kernels; CPU tensors run ATen, or the same 
 before the import.
 """
 
+from . import nn
+from ._fuse import FuseReport, fuse, unfuse
 from ._spec import REGISTRY
 from .layer_norm import fused_layernorm
 from .linear import fused_linear
 from .softmax import fused_softmax
 
 __version__ = "0.1.0"
-__all__ = ["REGISTRY", "fused_layernorm", "fused_linear", "fused_softmax"]
+__all__ = ["REGISTRY", "FuseReport", "fuse", "fused_layernorm", "fused_linear", "fused_softmax", "nn", "unfuse"]

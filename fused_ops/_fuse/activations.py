@@ -1,0 +1,88 @@
+"""Which activation a module, a function or a method is, in fused_linear's names; and the modules it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Absorbed:
+    """Mixin of an activation whose work the Linear before it now does: the identity."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
+class AbsorbedReLU(Absorbed, nn.ReLU):
+    """nn.ReLU, applied by the FusedLinear before it."""
+
+
+class AbsorbedGELU(Absorbed, nn.GELU):
+    """nn.GELU, applied by the FusedLinear before it."""
+
+
+class AbsorbedSiLU(Absorbed, nn.SiLU):
+    """nn.SiLU, applied by the FusedLinear before it."""
+
+
+class AbsorbedSigmoid(Absorbed, nn.Sigmoid):
+    """nn.Sigmoid, applied by the FusedLinear before it."""
+
+
+class AbsorbedTanh(Absorbed, nn.Tanh):
+    """nn.Tanh, applied by the FusedLinear before it."""
+
+
+def absorbed(input: Tensor) -> Tensor:
+    """The identity in the place of an activation function that a module held as an attribute."""
+    return input
+
+
+# class -> (its identity subclass, the name of the activation for one instance or None). Exact classes only.
+Entry = tuple[type[nn.Module], Callable[[Any], "str | None"]]
+MODULES: dict[type[nn.Module], Entry] = {
+    nn.ReLU: (AbsorbedReLU, lambda m: "relu"),
+    nn.GELU: (AbsorbedGELU, lambda m: _gelu(m.approximate)),
+    nn.SiLU: (AbsorbedSiLU, lambda m: "silu"),
+    nn.Sigmoid: (AbsorbedSigmoid, lambda m: "sigmoid"),
+    nn.Tanh: (AbsorbedTanh, lambda m: "tanh"),
+}
+FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu", F.relu_: "relu", torch.relu: "relu", torch.relu_: "relu",
+    F.gelu: "gelu",
+    F.silu: "silu",
+    F.sigmoid: "sigmoid", torch.sigmoid: "sigmoid",
+    F.tanh: "tanh", torch.tanh: "tanh",
+}  # fmt: skip
+METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}
+
+
+def _gelu(approximate: Any) -> str | None:
+    return {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
+
+
+def module_activation(module: nn.Module) -> str | None:
+    """The activation's name, or None for a module that is none fused_linear knows."""
+    entry = modules().get(type(module))
+    return None if entry is None else entry[1](module)
+
+
+def function_activation(function: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> str | None:
+    """The name of function(x, *args[1:], **kwargs) as an activation, or None. inplace does not change the result."""
+    name = FUNCTIONS.get(function) if callable(function) else None
+    options = {key: value for key, value in (kwargs or {}).items() if key != "inplace"}
+    if name == "gelu":
+        name = _gelu(options.pop("approximate", "none"))
+    positional = 2 if function in (F.relu, F.silu) else 1  # the second is inplace
+    return name if not options and len(args) <= positional else None
+
+
+def modules() -> dict[type[nn.Module], Entry]:
+    """MODULES, with transformers' activations when transformers is loaded."""
+    from . import hf
+
+    return MODULES if hf.classes() is None else {**MODULES, **hf.classes().MODULES}

@@ -1,0 +1,79 @@
+"""Modules over the fused functions: subclasses of torch.nn's, with the same constructor arguments and the same state_dict.
+
+    from fused_ops.nn import FusedLayerNorm, FusedLinear, FusedSoftmax
+
+A checkpoint of the torch.nn class loads into the fused one and back. `fused_ops.fuse(model)` turns a model's own modules
+into these in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._checks import refuse
+from .layer_norm import fused_layernorm
+from .linear import ACTIVATIONS, fused_linear
+from .softmax import fused_softmax
+
+__all__ = ["FusedLayerNorm", "FusedLinear", "FusedSoftmax"]
+
+
+class FusedLayerNorm(nn.LayerNorm):
+    """torch.nn.LayerNorm computed by fused_layernorm.
+
+    Shape: input (*, *normalized_shape), output the same, contiguous, in input's dtype. A nested tensor goes to ATen.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_nested:
+            return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
+        return fused_layernorm(input, self.normalized_shape, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
+
+
+class FusedSoftmax(nn.Softmax):
+    """torch.nn.Softmax computed by fused_softmax. With dim=None, which torch deprecates, it is torch's own.
+
+    Shape: input (*), output the same, contiguous, in input's dtype.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        dim = self.dim
+        if dim is None or input.is_nested:
+            return F.softmax(input, dim, _stacklevel=5)
+        return fused_softmax(input, dim)
+
+
+class FusedLinear(nn.Linear):
+    """torch.nn.Linear with the activation that follows it, computed by fused_linear: activation(input @ weight^T + bias).
+
+    Args:
+        in_features, out_features, bias, device, dtype: as torch.nn.Linear's.
+        activation: None, or one of fused_linear's names; it holds no state and so is not in the state_dict.
+
+    Shape: input (*, in_features), output (*, out_features), in input's dtype.
+
+    Raises:
+        RuntimeError: an unknown activation.
+    """
+
+    __constants__ = ["in_features", "out_features", "activation"]  # noqa: RUF012 (torch's own form)
+    activation: Optional[str]
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None,
+        *, activation: Optional[str] = None,
+    ) -> None:  # fmt: skip
+        if activation is not None and activation not in ACTIVATIONS:
+            names = "None, " + ", ".join(repr(a) for a in ACTIVATIONS if a != "none")
+            refuse(RuntimeError, "FusedLinear", "activation", repr(activation), names)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        return fused_linear(input, self.weight, self.bias, self.activation)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.activation is None else f", activation={self.activation!r}")
