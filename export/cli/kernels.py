@@ -2,8 +2,78 @@
 
 from __future__ import annotations
 
+import json
+from typing import Annotated, Any, Optional
+
 import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the app."""
+    app.command()(audit)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def audit(
+    arch: Annotated[str, typer.Option(help="Compute capabilities to compile for, as 90 or 80,90,100,120.")] = "80,90,100,120",
+    kernel: Annotated[str, typer.Option(help="Only kernels whose name contains this.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")] = False,
+    jobs: Annotated[Optional[int], typer.Option(min=1, help="Processes to compile in; by default up to 4.")] = None,
+    python: Annotated[
+        Optional[str], typer.Option(help="Interpreter whose Triton compiles; it needs no torch. By default this one.")
+    ] = None,
+) -> None:
+    """Compile every kernel ahead of time, with no GPU, and show what it costs: registers, spills, memory access.
+
+    Exits with 1 where a kernel spills, needs more shared memory than there is, loads aligned rows in less than 128 bits,
+    or does not compile.
+    """
+    from fused_ops import _audit
+
+    try:
+        architectures = _audit.parse_architectures(arch)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--arch") from None
+    cases = _audit.audit_cases(architectures, lambda case: kernel in case.kernel.fn.__name__)
+    if not cases:
+        raise typer.BadParameter(f"no kernel's name contains {kernel!r}", param_hint="--kernel")
+    with _progress() as progress:
+        task = progress.add_task("compiling", total=len(cases))
+        try:
+            rows = _audit.run_audit(cases, jobs, python, lambda: progress.advance(task))
+        except (OSError, RuntimeError) as error:
+            progress.stop()
+            typer.echo(f"fused-ops audit: {error}", err=True)
+            raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps([row.as_json() for row in rows], indent=1))
+    else:
+        _print_audit(rows)
+    wrong = [(row, finding) for row in rows for finding in row.findings()]
+    for row, finding in wrong:
+        typer.echo(f"{row.kernel} {row.config} {row.dtype} sm_{row.arch}: {finding}", err=True)
+    summary = f"{len(rows)} kernels compiled for {len(architectures)} architectures by Triton {rows[0].triton}"
+    typer.echo(f"{summary}: {len(wrong)} findings" if wrong else f"{summary}: no findings", err=True)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _print_audit(rows: list[Any]) -> None:
+    heads = ("kernel", "config", "sm", "dtype", "warps", "regs", "spill", "shared", "occ", "load", "store", "mma")
+    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, caption="occ: programs an SM holds; load, store: bits at a time")
+    for column in table.columns:
+        column.no_wrap = True
+    for r in rows:
+        cells = (r.kernel, r.config, r.arch, r.dtype, r.num_warps, r.registers, r.spill_bytes, r.shared_bytes, r.occupancy)
+        style = "red" if r.findings() else None
+        table.add_row(*(str(c) for c in (*cells, r.load_bits, r.store_bits, r.mma)), style=style)
+    console = Console()
+    # A pipe has no width: give the table all it wants rather than fold it.
+    console.print(table) if console.is_terminal else Console(width=200).print(table)

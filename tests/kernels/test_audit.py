@@ -1,0 +1,133 @@
+"""The gate on compiled kernels, and the parsing that it rests on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fused_ops import _audit
+from fused_ops.kernels import aot
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux only")
+
+
+def _gated() -> list[dict]:
+    """Every kernel in every configuration: bf16 on all architectures, and the rest on one."""
+    half = _audit.audit_cases(_audit.ARCHITECTURES, lambda case: case.dtype == "bf16")
+    return half + _audit.audit_cases((90,), lambda case: case.dtype != "bf16")
+
+
+CASES = _gated()
+GROUPS = sorted({(case["kernel"], case["arch"]) for case in CASES})
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[_audit.AuditRow]:
+    return _audit.run_audit(CASES, jobs=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "arch"), GROUPS, ids=[f"{k}-sm{a}" for k, a in GROUPS])
+def test_compiled_kernels_pass_the_gate(rows: list[_audit.AuditRow], kernel: str, arch: int) -> None:
+    group = [row for row in rows if (row.kernel, row.arch) == (kernel, arch)]
+    assert group
+    findings = [f"{row.config} {row.dtype}: {finding}" for row in group for finding in row.findings()]
+    assert not findings, "\n".join(findings)
+    for row in group:
+        assert row.registers > 0
+        assert row.load_bits > 0
+        assert row.occupancy > 0
+
+
+def test_every_kernel_of_every_op_is_audited() -> None:
+    kernels = {case["kernel"] for case in CASES}
+    folder = os.path.dirname(aot.__file__)
+    launched = set()
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".py"):
+            with open(os.path.join(folder, name)) as file:
+                launched |= {line[4:].split("(")[0] for line in file if line.startswith("def ") and "_kernel(" in line}
+    launched.discard("_kernel")
+    assert launched == kernels
+
+
+def test_compiling_needs_no_torch() -> None:
+    case = next(c for c in CASES if c["kernel"] == "column_sum_kernel")
+    program = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['aot', '--jobs', '1']\n"
+        f"import runpy; runpy.run_path({aot.__file__!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=json.dumps([case]), capture_output=True, text=True)
+    row = json.loads(done.stdout)
+    assert "error" not in row, row
+    assert row["registers"] > 0
+
+
+def test_a_kernel_that_does_not_compile_is_a_finding() -> None:
+    case = dict(next(c for c in CASES if c["kernel"] == "column_sum_kernel"))
+    case["constexprs"] = {"BLOCK_P": 3, "BLOCK_N": 64}
+    (row,) = _audit.run_audit([case], jobs=1)
+    assert row.findings()[0].startswith("does not compile")
+
+
+def test_findings() -> None:
+    good = _audit.AuditRow("k", "c", 90, "bf16", "3", 4, True, 32, 0, 0, 128, 128, "", 8, 232448)
+    assert good.findings() == []
+    for change, word in (
+        ({"spill_bytes": 8}, "spills 8"),
+        ({"shared_bytes": 232449}, "shared memory"),
+        ({"load_bits": 64}, "loads 64 bits"),
+        ({"error": "E: x"}, "does not compile"),
+    ):
+        (finding,) = dataclasses.replace(good, **change).findings()
+        assert word in finding
+    assert dataclasses.replace(good, load_bits=16, aligned=False).findings() == []
+    assert tuple(good.as_json()) == _audit.JSON_KEYS
+
+
+def test_widths_of_ptx() -> None:
+    ptx = """
+    @%p1 ld.global.L1::evict_last.L2::cache_hint.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ], %rd9;
+    ld.global.b16 { %rs1 }, [ %rd2 + 0 ];
+    ld.global.nc.v2.b64 {%rd5, %rd6}, [%rd2];
+    ld.shared.b32 %r9, [%r8];
+    cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r2;
+    st.global.v8.b32 [ %rd1 + 0 ], { %r1 };
+    """
+    assert aot.widths(ptx, "ld") == {128: 384, 16: 16}
+    assert aot.widths(ptx, "st") == {256: 256}
+
+
+@pytest.mark.parametrize(
+    ("arch", "registers", "shared", "warps", "programs"),
+    [
+        (90, 64, 0, 32, 1),
+        (90, 32, 0, 4, 16),
+        (90, 128, 0, 4, 4),
+        (90, 24, 100000, 4, 2),
+        (90, 20, 0, 1, 32),
+        (120, 32, 0, 32, 1),
+    ],
+)
+def test_occupancy(arch: int, registers: int, shared: int, warps: int, programs: int) -> None:
+    assert aot.occupancy(arch, registers, shared, warps) == programs
+
+
+@pytest.mark.parametrize("text", ["91", "", "90,", "sm_90", "90 100"])
+def test_unknown_architectures_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="allowed: some of 80, 86"):
+        _audit.parse_architectures(text)
+
+
+def test_command_prints_the_published_keys() -> None:
+    command = [sys.executable, "-m", "fused_ops", "audit", "--arch", "90", "--kernel", "column_sum", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = json.loads(done.stdout)
+    assert table
+    assert all(tuple(row) == _audit.JSON_KEYS for row in table)
