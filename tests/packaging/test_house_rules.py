@@ -1,0 +1,125 @@
+"""Rules that hold over all sources: imports run one way, and no file names the machine it was written on."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.conftest import ROOT
+
+# What each part may import of the others: kernels <- fused_ops <- export <- bench.
+ORDER = ("kernels", "fused_ops", "export", "bench")
+# fused_ops/__main__.py is the command line's door, which opens upwards by design, and only inside a function.
+DOOR = Path("fused_ops/__main__.py")
+
+
+def _files(part: str) -> list[Path]:
+    """The part's own sources, relative to the root; the links fused_ops/kernels and fused_ops/export are not followed."""
+    inside = [p.relative_to(ROOT) for p in (ROOT / part).rglob("*.py")]
+    return sorted(p for p in inside if not (part == "fused_ops" and p.parts[1] in ("kernels", "export")))
+
+
+def _package(path: Path) -> list[str]:
+    """The dotted package a source is imported under."""
+    parts = list(path.parent.parts)
+    return parts if parts[0] in ("fused_ops", "bench") else ["fused_ops", *parts]
+
+
+def _imported(path: Path, source: str) -> set[str]:
+    """Every module name the source imports, absolute, relative imports resolved, names of `from` imports appended."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = _package(path)
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names.update(f"{module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def _part_of(module: str) -> str | None:
+    """The part of the house a module belongs to, or None where it is somebody else's."""
+    parts = module.split(".")
+    if parts[0] == "bench":
+        return "bench"
+    if parts[0] != "fused_ops":
+        return None
+    return parts[1] if parts[1:2] and parts[1] in ("kernels", "export") else "fused_ops"
+
+
+def _upward(path: Path, source: str, part: str) -> list[str]:
+    return sorted(m for m in _imported(path, source) if (p := _part_of(m)) and ORDER.index(p) > ORDER.index(part))
+
+
+@pytest.mark.parametrize("part", ORDER[:-1])
+def test_imports_run_one_way(part: str) -> None:
+    files = _files(part)
+    assert files
+    wrong = {str(p): up for p in files if p != DOOR and (up := _upward(p, (ROOT / p).read_text(), part))}
+    assert not wrong
+
+
+def test_only_the_command_line_opens_upwards_and_lazily() -> None:
+    tree = ast.parse((ROOT / DOOR).read_text())
+    top = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert not _upward(DOOR, ast.unparse(ast.Module(top, [])), "fused_ops")
+    assert _upward(DOOR, (ROOT / DOOR).read_text(), "fused_ops") == ["fused_ops.export.cli.app"]
+
+
+def test_kernels_never_import_torch_or_their_callers() -> None:
+    for path in _files("kernels"):
+        imported = _imported(path, (ROOT / path).read_text())
+        assert not [m for m in imported if m.split(".")[0] == "torch"], path
+        assert not [m for m in imported if _part_of(m) not in (None, "kernels")], path
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "part"),
+    [
+        ("kernels/a.py", "from ..softmax import fused_softmax", "kernels"),
+        ("fused_ops/a.py", "def f():\n    from .export import verify", "fused_ops"),
+        ("fused_ops/_fuse/a.py", "from ..export.onnx import export_onnx", "fused_ops"),
+        ("fused_ops/a.py", "import fused_ops.export._files", "fused_ops"),
+        ("export/cli/a.py", "import bench.report", "export"),
+    ],
+)
+def test_an_upward_import_is_found(path: str, source: str, part: str) -> None:
+    """The check itself, on imports it must refuse."""
+    assert _upward(Path(path), source, part)
+
+
+# Assembled here, so that this file does not name what it looks for.
+PLACES = ("home", "root", "work", "tmp", "opt", "Users", "mnt")
+MACHINE_PATH = re.compile(r"(?<![\w.~$}:/-])/(?:" + "|".join(PLACES) + r")/\w")
+
+
+def _tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name]
+
+
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_no_tracked_file_names_a_path_of_a_machine() -> None:
+    found = []
+    for path in _tracked():
+        if path.is_symlink() or not path.is_file():
+            continue
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {line.strip()}" for line in text.splitlines() if MACHINE_PATH.search(line)]
+    assert not found
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_machine_path_is_found(place: str) -> None:
+    assert MACHINE_PATH.search(f'open("/{place}/somebody/model.onnx")')
+    assert not MACHINE_PATH.search(f"docs/{place}/page and https://example.org/{place}/page")
