@@ -1,0 +1,36 @@
+"""Who is measured. Each provider says whether it can run here, and prepares one case; nothing else is asked of it."""
+
+from __future__ import annotations
+
+from ._base import Prepared, Provider, Unsupported, Workload
+from .deployed import OnnxRuntime, TensorRT
+from .ours import Ours
+from .peers import FlagGems, Helion, Liger, Quack
+from .torch_native import Compile, CublasLt, Eager, ScaledMM, TorchScript
+
+__all__ = ["PROVIDERS", "Prepared", "Provider", "Unsupported", "Workload", "by_name"]
+
+PROVIDERS: tuple[Provider, ...] = (
+    Eager(),
+    Compile("compile", None),
+    Liger(),
+    Quack(),
+    Helion(),
+    FlagGems(),
+    CublasLt(),
+    ScaledMM(),
+    TorchScript(),
+    OnnxRuntime(),
+    TensorRT(),
+    Compile("compile-max-autotune", "max-autotune-no-cudagraphs"),
+    Ours(),
+)
+"""In the order they run: ours last, so that its row carries the ratio to peers already measured."""
+
+
+def by_name(name: str) -> Provider:
+    """The provider of that name."""
+    for provider in PROVIDERS:
+        if provider.name == name:
+            return provider
+    raise KeyError(f"no provider {name!r}; there are {[p.name for p in PROVIDERS]}")
