@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -63,6 +64,20 @@ def read_manifest(artefact: PathLike, op: str = "manifest") -> dict[str, Any] | 
         raise ExportError(f"{op}: {str(path)!r} is no JSON") from None
     if not isinstance(manifest, dict) or manifest.get("manifest") != FORMAT or not isinstance(manifest.get("sha256"), str):
         raise ExportError(f"{op}: {str(path)!r} is no manifest of format {FORMAT}")
+    return manifest
+
+
+def check_hash(op: str, path: PathLike, data: bytes, sha256: str | None) -> dict[str, Any] | None:
+    """The artefact's manifest if there is one, after its hash, and the one that the caller pins, agreed with data."""
+    actual = hashlib.sha256(data).hexdigest()
+    if sha256 is not None:
+        if len(sha256) != 64 or not set(sha256.lower()) <= set("0123456789abcdef"):
+            raise ExportError(f"{op}: sha256: got {sha256!r}, allowed: 64 hexadecimal digits")
+        if sha256.lower() != actual:
+            raise ExportError(f"{op}: {str(path)!r}: got SHA-256 {actual}, allowed: {sha256.lower()}; not loaded")
+    manifest = read_manifest(path, op)
+    if manifest is not None and manifest["sha256"] != actual:
+        raise ExportError(f"{op}: {str(path)!r}: got SHA-256 {actual}, its manifest says {manifest['sha256']}; not loaded")
     return manifest
 
 

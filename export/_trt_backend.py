@@ -41,19 +41,21 @@ class Backend:
 
     def logger(self, verbose: bool = False) -> Any:
         """A new trt.ILogger that keeps warnings and errors in `.messages`, because failures return None and never raise."""
-        trt, threshold = self.module, int(self.module.ILogger.VERBOSE if verbose else self.module.ILogger.WARNING)
+        return _native_logger(self.module, int(self.module.ILogger.VERBOSE if verbose else self.module.ILogger.WARNING))
 
-        class Logger(trt.ILogger):
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-                self.messages: list[str] = []
 
-            def log(self, severity: Any, message: str) -> None:
-                line = f"{severity.name.lower()}: {' '.join(message.split())}"
-                if int(severity) <= threshold and line not in self.messages:
-                    self.messages.append(line)
+def _native_logger(trt: Any, threshold: int) -> Any:
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[str] = []
 
-        return Logger()
+        def log(self, severity: Any, message: str) -> None:
+            line = f"{severity.name.lower()}: {' '.join(message.split())}"
+            if int(severity) <= threshold and line not in self.messages:
+                self.messages.append(line)
+
+    return Logger()
 
 
 def load_backend(op: str, name: str = "auto") -> Backend:

@@ -104,6 +104,12 @@ def _check_range(op: str, where: str, tensor: GraphTensor, value: Any) -> Range:
     return low, best, high
 
 
+def fits(shape: tuple[int, ...], ranges: Range) -> bool:
+    """Whether a shape lies within a profile's ranges."""
+    low, _, high = ranges
+    return len(shape) == len(low) and all(a <= dim <= b for a, dim, b in zip(low, shape, high))
+
+
 def _is_scalar_list(tensor: GraphTensor) -> bool:
     return len(tensor.dims) <= 1 and not tensor.dynamic and tensor.dtype in ("INT32", "INT64")
 

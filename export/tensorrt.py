@@ -15,10 +15,11 @@ from ._trt_backend import Backend, EngineError, gpu_facts, load_backend, network
 from ._trt_config import BuildOptions
 from ._trt_profiles import GraphTensor, Profile, add_profiles, check_profiles, graph_inputs, graph_outputs
 from ._trt_progress import ProgressFn, native_monitor, watching
+from .engine import Engine
 
 OP = "build_engine"
 
-__all__ = ["EngineError", "EngineReport", "build_engine"]
+__all__ = ["Engine", "EngineError", "EngineReport", "build_engine"]
 
 
 @dataclass(frozen=True)
