@@ -48,6 +48,8 @@ def parameters(module: nn.Module) -> str | None:
 def subclass(module: nn.Module, base: type[nn.Module]) -> str:
     """What an unknown subclass of base is called in the report."""
     cls = type(module)
+    if cls.__name__ == "NonDynamicallyQuantizableLinear":
+        return "nn.MultiheadAttention reads its weight and never calls it"
     if hasattr(module, "parametrizations"):
         return "has a parametrisation"
     if cls.__name__.startswith("FSDP"):

@@ -117,8 +117,8 @@ def _whole_modules(
         base = next((cls for cls in WHOLE if isinstance(module, cls)), None)
         if base is None:
             if "RMSNorm" in type(module).__name__ or type(module).__name__ == "T5LayerNorm":
-                reason = f"{type(module).__name__} is no torch.nn.RMSNorm"
-                found[name] = Candidate(name, type(module).__name__, "rms_norm", LEFT, reason)
+                why = f"{type(module).__name__} is no torch.nn.RMSNorm"
+                found[name] = Candidate(name, type(module).__name__, "rms_norm", LEFT, why)
             continue
         whole, before = WHOLE[base], type(module).__name__
         if whole.cls is not None and type(module) is whole.cls:

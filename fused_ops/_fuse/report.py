@@ -75,15 +75,15 @@ class FuseReport:
 
     def rows(self, every: bool = False) -> list[tuple[str, str, str, str, str]]:
         """(name, module, op, status, detail); modules that differ by a layer's number are one row unless every is true."""
-        groups: dict[tuple[str, ...], int] = {}
+        groups: dict[tuple[str, ...], list[str]] = {}
         for c in self.candidates:
-            name = (c.name or "(the model)") if every else re.sub(r"(?<![^.])\d+(?![^.])", "*", c.name) or "(the model)"
-            detail = c.detail if every else re.sub(r"(?<=\.)\d+(?=\.)", "*", c.detail)
-            key = (name, c.module, c.op, c.status, detail)
-            groups[key] = groups.get(key, 0) + 1
+            name, detail = c.name, c.detail
+            if not every:
+                name, detail = (re.sub(r"(?<![^.])\d+(?![^.])", "*", text) for text in (name, detail))
+            groups.setdefault((name, c.module, c.op, c.status, detail), []).append(c.name)
         return [
-            (f"{name} x{count}" if count > 1 else name, module, op, status, detail)
-            for (name, module, op, status, detail), count in groups.items()
+            (f"{name} x{len(names)}" if len(names) > 1 else names[0] or "(the model)", module, op, status, detail)
+            for (name, module, op, status, detail), names in groups.items()
         ]
 
     def summary(self) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import Graph, Proxy, Tracer
 
@@ -92,13 +93,28 @@ def paths(parent: nn.Module, entry: str = "forward") -> list[Graph]:
 
 def _trace(tracer: _PathTracer, parent: nn.Module, entry: str, training: bool) -> Graph:
     tracer.traced_func_name = entry
-    with _as_it_was(parent):
+    with _as_it_was(parent), _finfo_of_proxies():
         parent.training = training
         _stand_in(parent, tracer)
         try:
             return tracer.trace(parent)
         except Exception as error:  # fx, or the forward itself, which does not expect proxies
             raise UntraceableError(str(error).split("\n")[0].strip().rstrip(".") or type(error).__name__) from error
+
+
+@contextmanager
+def _finfo_of_proxies() -> Iterator[None]:
+    """Let torch.finfo take a traced dtype, as forwards that clamp fp16 ask: its limits are constants, no edge of the graph."""
+    real = torch.finfo
+
+    def finfo(dtype: Any = None) -> Any:
+        return real(torch.float16 if isinstance(dtype, Proxy) else dtype or torch.get_default_dtype())
+
+    torch.finfo = finfo  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.finfo = real  # type: ignore[misc]
 
 
 def _stand_in(parent: nn.Module, tracer: _PathTracer) -> None:
