@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,22 @@ from ._trt_backend import EngineError
 from ._trt_profiles import fits
 
 if TYPE_CHECKING:
-    from .engine import Engine, TensorInfo
+    from .engine import Engine
+
+DTYPES = {
+    "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "FP8": torch.float8_e4m3fn, "INT8": torch.int8,
+    "UINT8": torch.uint8, "INT32": torch.int32, "INT64": torch.int64, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of an engine. shape has -1 where dynamic. on_host: TensorRT reads or writes it in CPU memory."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    on_host: bool
 
 
 class Context:

@@ -31,6 +31,20 @@ class GraphTensor:
         return f"{self.name}({', '.join(str(dim) or '?' for dim in self.dims)})"
 
 
+def check_text(op: str, path: object, message: Any) -> None:
+    """Refuse names that are not UTF-8: protobuf gives them as bytes, and TensorRT's log cannot reach Python with them."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for inner in (value,) if hasattr(value, "ListFields") else value:
+                check_text(op, path, inner)
+        elif field.type == field.TYPE_STRING:
+            for text in (value,) if isinstance(value, (str, bytes)) else value:
+                if not isinstance(text, str):
+                    raise ExportError(
+                        f"{op}: {str(path)!r} is not valid ONNX: {field.name}: got {text[:100]!r}, allowed: UTF-8"
+                    )
+
+
 def graph_inputs(model: Any) -> list[GraphTensor]:
     """The inputs that a caller feeds: a graph's inputs less its initializers."""
     constants = {tensor.name for tensor in model.graph.initializer}

@@ -199,7 +199,8 @@ def _open(op: str, path: PathLike, runtime: str | None, providers: Sequence[str]
         from .tensorrt import Engine
 
         engine: Any = Engine.load(source)
-        return kind, lambda tensors, _: list(pytree.tree_leaves(engine(*tensors))), [], "fp16"
+        names = [info.name for info in engine.outputs]
+        return kind, lambda tensors, _: list(engine(*engine.moved(tensors)).values()), names, "fp16"
     allowed = "a file that ends in " + ", ".join(kinds)
     raise ExportError(f"{op}: path: got {str(path)!r} with runtime {runtime!r}, allowed: {allowed}, or a runtime of verify")
 

@@ -10,36 +10,22 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, cuda
 
-from ._files import ExportError, PathLike, check_input, write_bytes
+from ._files import ExportError, PathLike, check_input, check_onnx, write_bytes
 from ._manifest import check_hash
 from ._trt_backend import EXTRAS, Backend, EngineError, has_gpu, load_backend
-from ._trt_context import Context
+from ._trt_context import DTYPES, Context, TensorInfo
 from ._trt_profiles import Range, fits
 
 OP = "Engine.load"
 MAX_ENGINE_BYTES = 64 * 2**30
 MAX_CACHE_BYTES = 2**30
-DTYPES = {
-    "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "FP8": torch.float8_e4m3fn, "INT8": torch.int8,
-    "UINT8": torch.uint8, "INT32": torch.int32, "INT64": torch.int64, "BOOL": torch.bool,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output of an engine. shape has -1 where dynamic. on_host: TensorRT reads or writes it in CPU memory."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    on_host: bool
 
 
 class Engine:
@@ -162,6 +148,11 @@ class Engine:
                 raise ExportError(f"Engine: {name}: got {came}, allowed: {info.dtype} on {device}")
         return named
 
+    def moved(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Positional inputs, from any device, where the engine wants each."""
+        where = ["cpu" if info.on_host else self.device for info in self.inputs]
+        return [tensor.to(device) for tensor, device in zip(tensors, where)]
+
     def profile_for(self, named: dict[str, Tensor]) -> int:
         """The first optimisation profile that admits the shapes; ExportError with all of them when none does."""
         for index, profile in enumerate(self.profiles):
@@ -185,8 +176,6 @@ class Engine:
         Raises:
             ExportError: a bad file. EngineError: not refittable, or the weights do not fit.
         """
-        from ._files import check_onnx
-
         self.require_open()
         check_onnx(onnx_path, op="Engine.refit")
         trt = self.backend.module

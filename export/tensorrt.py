@@ -13,7 +13,7 @@ from ._files import ExportError, PathLike, check_onnx, check_writable, output, s
 from ._manifest import write_manifest
 from ._trt_backend import Backend, EngineError, gpu_facts, load_backend, network_flags, parser_errors
 from ._trt_config import BuildOptions
-from ._trt_profiles import GraphTensor, Profile, add_profiles, check_profiles, graph_inputs, graph_outputs
+from ._trt_profiles import GraphTensor, Profile, add_profiles, check_profiles, check_text, graph_inputs, graph_outputs
 from ._trt_progress import ProgressFn, native_monitor, watching
 from .engine import Engine
 
@@ -97,6 +97,7 @@ def build_engine(
     if timing_cache is not None:
         check_writable(OP, timing_cache)
     model = check_onnx(onnx_path, op=OP)
+    check_text(OP, onnx_path, model)
     inputs = graph_inputs(model)
     checked = check_profiles(OP, inputs, profiles)
     trt = load_backend(OP, backend)

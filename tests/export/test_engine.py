@@ -142,6 +142,13 @@ def test_the_runtime_cache_is_read_and_written_back(cuda: FakeCuda, tmp_path: Pa
         Engine.load(tmp_path / "m.engine", runtime_cache=tmp_path / "cache")
 
 
+def test_inputs_are_moved_on_request(make: Callable[..., Engine]) -> None:
+    loaded, x = make(), torch.randn(2, 4)
+    assert loaded.moved([x]) == [x]
+    loaded.device = torch.device("meta")
+    assert loaded.moved([x])[0].device == torch.device("meta")
+
+
 @pytest.mark.parametrize("rows", [1, 8, 9, 64])
 def test_the_profile_is_chosen_by_shape(make: Callable[..., Engine], rows: int) -> None:
     loaded, x = make(), torch.randn(rows, 4)
