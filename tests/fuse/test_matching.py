@@ -1,0 +1,306 @@
+"""Which Linear and activation pairs fuse finds, and which it must refuse and say so."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from fused_ops import fuse, unfuse
+from fused_ops.nn import FusedLinear
+
+from .test_fuse import Block, assert_same, detail, status
+
+
+class Mlp(nn.Module):
+    """fc1, an activation given as a function of (module, x), fc2."""
+
+    def __init__(self, activate=None, **children: nn.Module) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(4, 8)
+        self.fc2 = nn.Linear(8, 4)
+        self.activate = activate
+        for name, child in children.items():
+            setattr(self, name, child)
+
+
+class SharedActivation(Mlp):
+    """One activation module after both Linears."""
+
+    def forward(self, x):
+        return self.act(self.fc2(self.act(self.fc1(x))))
+
+
+class StrayActivation(Mlp):
+    """The activation is also applied to something that is no Linear's output."""
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x))) + self.act(x)
+
+
+class TwoUsers(Mlp):
+    def forward(self, x):
+        hidden = self.fc1(x)
+        return self.fc2(self.act(hidden)) + hidden.sum()
+
+
+class OnlyInTraining(Mlp):
+    def forward(self, x):
+        hidden = self.fc1(x)
+        return self.fc2(self.act(hidden) if self.training else hidden)
+
+
+class OnlyForHalf(Mlp):
+    """The value's dtype decides: both branches must be looked at."""
+
+    def forward(self, x):
+        hidden = self.fc1(x)
+        if x.dtype == torch.float16:
+            hidden = self.act(hidden)
+        return self.fc2(hidden)
+
+
+class OnlyWithMask(Mlp):
+    def forward(self, x, mask=None):
+        hidden = self.fc1(x)
+        return self.fc2(hidden * mask) if mask is not None else self.fc2(self.act(hidden))
+
+
+class BranchElsewhere(Mlp):
+    """A branch that leaves the pair alone is no obstacle."""
+
+    def forward(self, x):
+        x = self.fc2(self.act(self.fc1(x)))
+        if x.dtype == torch.float16:
+            x = torch.clamp(x, -torch.finfo(x.dtype).max, torch.finfo(x.dtype).max)
+        return x
+
+
+class Loop(Mlp):
+    def forward(self, x):
+        for _ in range(len(x)):
+            x = self.fc2(self.act(self.fc1(x)))
+        return x
+
+
+class InAList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.acts = nn.ModuleList([nn.ReLU(), nn.SiLU(), nn.Tanh()])
+
+    def forward(self, x):
+        for layer, act in zip(self.layers, self.acts):
+            x = act(layer(x))
+        return x
+
+
+def x4() -> torch.Tensor:
+    return torch.linspace(-2, 2, 12).reshape(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [
+        (nn.ReLU(), "relu"),
+        (nn.ReLU(inplace=True), "relu"),
+        (nn.GELU(), "gelu"),
+        (nn.GELU(approximate="tanh"), "gelu_tanh"),
+        (nn.SiLU(), "silu"),
+        (nn.Sigmoid(), "sigmoid"),
+        (nn.Tanh(), "tanh"),
+    ],
+    ids=str,
+)
+def test_activation_modules(activation: nn.Module, name: str):
+    model = nn.Sequential(nn.Linear(4, 8), activation, nn.Linear(8, 4))
+    reference = copy.deepcopy(model)
+    fuse(model)
+    assert model[0].activation == name
+    assert_same(model, reference, x4())
+
+
+@pytest.mark.parametrize(
+    "name", ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "quick_gelu", "silu", "relu2", "gelu_python"]
+)
+def test_transformers_activations(name: str):
+    from transformers.activations import ACT2FN
+
+    model = nn.Sequential(nn.Linear(4, 8), ACT2FN[name], nn.Linear(8, 4))
+    reference = copy.deepcopy(model)
+    assert status(fuse(model))["0"] == "fused"
+    assert_same(model, reference, x4())
+
+
+@pytest.mark.parametrize("activation", [nn.LeakyReLU(), nn.ELU(), nn.Softplus(), nn.Hardswish()], ids=str)
+def test_activations_without_a_kernel_are_left(activation: nn.Module):
+    model = nn.Sequential(nn.Linear(4, 8), activation, nn.ReLU())
+    with pytest.warns(UserWarning, match="nothing was fused"):
+        report = fuse(model)
+    assert detail(report, "0") == f"no activation follows ({type(activation).__name__} does)"
+
+
+@pytest.mark.parametrize("cls", [SharedActivation, BranchElsewhere], ids=lambda c: c.__name__)
+def test_fused(cls: type[Mlp]):
+    model = cls(act=nn.GELU())
+    reference = copy.deepcopy(model)
+    assert status(fuse(model))["fc1"] == "fused"
+    assert_same(model, reference, x4())
+
+
+def test_children_of_a_module_list_belong_to_the_module_that_calls_them():
+    model = InAList()
+    reference = copy.deepcopy(model)
+    assert set(status(fuse(model)).values()) == {"fused"}
+    assert [layer.activation for layer in model.layers] == ["relu", "silu", "tanh"]
+    assert_same(model, reference, x4())
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"),
+    [
+        (StrayActivation, "its activation act is also applied to something else"),
+        (TwoUsers, "its output has 2 users"),
+        (OnlyInTraining, "no activation follows (Linear does)"),
+        (OnlyForHalf, "no activation follows (Linear does)"),
+        (OnlyWithMask, "no activation follows (mul does)"),
+        (Loop, "Loop.forward is no fixed graph: "),
+    ],
+    ids=lambda c: getattr(c, "__name__", ""),
+)
+def test_refused(cls: type[Mlp], reason: str):
+    model = cls(act=nn.GELU())
+    reference = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="nothing was fused"):
+        report = fuse(model)
+    assert detail(report, "fc1").startswith(reason)
+    assert_same(model, reference, x4())
+
+
+def test_activation_held_as_an_attribute():
+    class HeldMlp(Mlp):
+        def forward(self, x):
+            return self.fc2(self.activate(self.fc1(x)))
+
+    for function, name in ((F.relu, "relu"), (F.gelu, "gelu"), (torch.tanh, "tanh"), (F.silu, "silu")):
+        model = HeldMlp(function)
+        reference = copy.deepcopy(model)
+        fuse(model)
+        assert model.fc1.activation == name
+        assert_same(model, reference, x4())
+        unfuse(model)
+        assert model.activate is function
+
+
+def test_module_shared_by_two_parents_is_left():
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.Identity()))
+    reference = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="nothing was fused"):
+        report = fuse(model)
+    assert "is shared by 0 and 1" in report.table(every=True)
+    assert_same(model, reference, x4())
+
+
+@pytest.mark.parametrize("where", ["fc1", "act"])
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
+def test_hooks_are_left_and_said(where: str, kind: str):
+    model = Block()
+    getattr(model.get_submodule(where), kind)(lambda *args: None)
+    report = fuse(model)
+    assert status(report) == {"norm": "fused", "fc1": "not fused", "fc2": "not fused"}
+    assert "hook" in detail(report, "fc1")
+
+
+def test_hooks_of_a_layer_norm_still_run():
+    model = nn.Sequential(nn.LayerNorm(4))
+    seen = []
+    model[0].register_forward_hook(lambda m, args, out: seen.append(out) or out * 2)
+    reference = copy.deepcopy(model)
+    assert "its hooks stay" in detail(fuse(model), "0")
+    torch.testing.assert_close(model(x4()), reference(x4()))
+    assert len(seen) == 2
+
+
+def test_parametrisations_are_left():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.LayerNorm(8))
+    nn.utils.parametrize.register_parametrization(model[2], "weight", nn.Softplus())
+    with pytest.warns(UserWarning):
+        report = fuse(model)
+    assert detail(report, "0") == detail(report, "2") == "has a parametrisation"
+
+
+def test_old_style_norms_are_left():
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 8)), nn.ReLU())
+    with pytest.warns(UserWarning):
+        assert "pre-hook" in detail(fuse(model), "0")
+
+
+def test_subclasses_are_left():
+    class MyLinear(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    class MyNorm(nn.LayerNorm):
+        pass
+
+    model = nn.Sequential(MyLinear(4, 4), nn.ReLU(), MyNorm(4))
+    with pytest.warns(UserWarning):
+        report = fuse(model)
+    assert detail(report, "0").endswith("MyLinear is a subclass of Linear that fuse does not know")
+    assert detail(report, "2").endswith("MyNorm is a subclass of LayerNorm that fuse does not know")
+
+
+def test_quantised_weights_are_left():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4))
+    model[0].weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    assert detail(fuse(model), "0") == "weight is int8 (quantised)"
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4))
+    model[0].weight = nn.Parameter(model[0].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    assert detail(fuse(model), "0") == "weight is float8_e4m3fn (quantised)"
+
+
+def test_replaced_forward_is_left():
+    model = Block()
+    real = model.fc1.forward
+    model.fc1.forward = lambda x: real(x) + 1
+    reference = copy.deepcopy(model)
+    assert detail(fuse(model), "fc1") == "its forward was replaced on the instance"
+    assert status(fuse(model))["norm"] == "already fused"
+    assert reference is not model
+
+
+def test_tied_weights_stay_tied():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh())
+    model[2].weight = model[0].weight
+    reference = copy.deepcopy(model)
+    fuse(model)
+    assert type(model[0]) is type(model[2]) is FusedLinear
+    assert model[0].weight is model[2].weight
+    assert len(list(model.parameters())) == 3
+    assert_same(model, reference, x4())
+
+
+def test_rms_norm_without_an_op_is_said():
+    with pytest.warns(UserWarning):
+        report = fuse(nn.Sequential(nn.RMSNorm(4)))
+    assert detail(report, "0") == "this version of fused_ops has no op for RMSNorm"
+
+
+def test_tracing_leaves_no_trace():
+    class Counting(Mlp):
+        def forward(self, x):
+            self.calls = getattr(self, "calls", 0) + 1
+            self.last = x
+            return self.fc2(self.act(self.fc1(x)))
+
+    model = Counting(act=nn.ReLU())
+    before = set(model.__dict__)
+    assert status(fuse(model))["fc1"] == "fused"
+    assert set(model.__dict__) == before
+    assert model.training
+    assert torch.finfo(torch.float16).max == 65504
