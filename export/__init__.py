@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ._files import ExportError
 
 if TYPE_CHECKING:
+    from ._translation import custom_translation_table
     from ._verify import verify
     from .aoti import export_aoti
-    from .onnx import custom_translation_table, export_onnx, export_submodule
+    from .onnx import export_onnx, export_submodule
     from .quantize import quantize_onnx, sensitivity
     from .repository import export_model_repository
     from .tensorrt import Engine, build_engine
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _HOME = {
     "export_onnx": "onnx",
     "export_submodule": "onnx",
-    "custom_translation_table": "onnx",
+    "custom_translation_table": "_translation",
     "verify": "_verify",  # not verify.py: importing that submodule would put the module where the function belongs
     "quantize_onnx": "quantize",
     "sensitivity": "quantize",

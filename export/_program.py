@@ -75,7 +75,7 @@ def exported_program(op: str, model: nn.Module | ExportedProgram, args: Args, dy
             if not isinstance(model, ExportedProgram):
                 positional, keywords = split_args(model, args)
                 shapes = _as_hints(_complete(op, keywords, dynamic_shapes))
-                with evaluating(model):
+                with evaluating(model), _explicit(model, keywords):
                     model = torch.export.export(model, positional, keywords, dynamic_shapes=shapes)
             return model.run_decompositions(decompositions())
     except (ExportError, TypeError):
@@ -92,6 +92,32 @@ def _complete(op: str, keywords: dict[str, Any], spec: Any) -> Any:
     if unknown:
         raise ExportError(f"{op}: dynamic_shapes: got {unknown[0]!r}, allowed: the inputs {', '.join(keywords)}")
     return {name: spec.get(name) for name in keywords}
+
+
+@contextlib.contextmanager
+def _explicit(model: nn.Module, keywords: dict[str, Any]) -> Iterator[None]:
+    """model.forward with a parameter of its own for each keyword that it takes as **kwargs: torch.export mishandles those."""
+    signature = inspect.signature(model.forward)
+    extra = [name for name in keywords if name not in signature.parameters]
+    if not extra:
+        yield
+        return
+    original, own = model.forward, model.__dict__.get("forward")
+    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    forward.__signature__ = inspect.Signature(kept + added)  # type: ignore[attr-defined]
+    model.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.__dict__["forward"]
+        else:
+            model.__dict__["forward"] = own
 
 
 def _as_hints(spec: Any) -> Any:

@@ -32,6 +32,7 @@ def export_onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    drop_unused_inputs: bool = False,
     external_data_bytes: int = 1_900_000_000,
 ) -> Path:
     """Write a model as ONNX with standard operators only; the file needs nothing of fused_ops.
@@ -50,6 +51,7 @@ def export_onnx(
         keep_io_types: whether graph inputs and outputs stay fp32 then (casts inside), or take the precision too.
         input_names, output_names: names in order; by default forward's argument names and the keys of its result.
         metadata: strings for the file's metadata_props, beside fused_ops' and torch's versions and the precision.
+        drop_unused_inputs: leave out inputs that no output depends on.
         external_data_bytes: weights above this total go to <path>.data: protobuf ends at 2 GB.
 
     Returns:
@@ -79,6 +81,9 @@ def export_onnx(
     rename_folded_weights(onnx_model, program.state_dict)
     rename_nodes(onnx_model)
     _tidy(onnx_model)
+    if drop_unused_inputs:
+        for value in [v for v in graph.inputs if not v.uses()]:
+            graph.inputs.remove(value)
     if precision != "fp32":
         convert_precision(onnx_model, precision, keep_fp32, keep_io_types)
     _finish(onnx_model, precision, keep_fp32, metadata)
@@ -160,7 +165,7 @@ def export_submodule(
         example: inputs of the whole model, as for export_onnx.
         path: the file to write.
         dynamic_shapes: of the part's own inputs, or None for static ones.
-        **options: further options of export_onnx.
+        **options: further options of export_onnx. Inputs that the part does not use are left out by default.
 
     Returns:
         The absolute path.
@@ -175,6 +180,7 @@ def export_submodule(
         raise ExportError(f"{op}: name: got {name!r}, allowed: a name of named_modules() ({error})") from None
     check_writable(op, path)
     args, kwargs = _captured(op, model, part, name, example)
+    options.setdefault("drop_unused_inputs", True)
     return export_onnx(part, _bound(part, args, kwargs), path, dynamic_shapes=dynamic_shapes, **options)
 
 
@@ -205,5 +211,7 @@ def _bound(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ar
         return args
     named: dict[str, Any] = {}
     for name, value in bound.arguments.items():
+        if value is None and parameters[name].default is None:
+            continue
         named.update(value if parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value})
     return named
