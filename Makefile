@@ -27,7 +27,7 @@ help:  ## Show this list.
 
 .PHONY: demo
 demo: $(VENV)/.demo  ## Take a real model down the whole line: fuse, embed, train, compile, export. Results in build/demo/.
-	@$(BIN)/python bench/demo.py
+	@$(PLAIN) $(BIN)/python -m bench.demo
 
 .PHONY: test
 test: $(VENV)/.dev  ## Run all tests: through ATen, then the kernels themselves in Triton's interpreter.
