@@ -18,7 +18,7 @@ def layer_norm_bwd_config(M: int, N: int, itemsize: int, capability: tuple[int, 
     """The configuration of layer_norm_bwd_kernel (or its chunked form) for M rows of N elements of itemsize bytes."""
     block_n = next_power_of_2(N)
     if block_n > MAX_ONE_PASS_BWD:
-        return RowConfig(4, 2048, num_warps=8, chunked=True)
+        return RowConfig(4, 2048, num_warps=16, chunked=True)
     if block_n <= 256:
         return RowConfig(rows_that_fill(M, max(4, 2048 // block_n), sms, least=4), block_n, num_warps=4)
     return RowConfig(1, block_n, num_warps=min(32, max(1, block_n // 256)))
