@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,9 @@ def recorder(request: pytest.FixtureRequest) -> Recorder:
 
 
 @pytest.fixture(autouse=True)
-def _within_budget(request: pytest.FixtureRequest) -> Iterator[None]:
+def _within_budget(request: pytest.FixtureRequest) -> None:
     if time.monotonic() > request.config.stash[_DEADLINE]:
         pytest.skip("the time budget is spent")
-    yield
 
 
 @pytest.fixture(scope="session")

@@ -68,13 +68,17 @@ class Provider:
 
 def missing(*modules: str) -> str:
     """The reason when a module cannot be imported; "" when all can."""
-    for module in modules:
-        try:
-            if importlib.util.find_spec(module) is None:
-                return f"{module} is not installed"
-            importlib.import_module(module)
-        except Exception as error:  # a peer that breaks at import is absent, with its message
-            return f"import {module} failed: {type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
+    return next((reason for reason in map(_missing, modules) if reason), "")
+
+
+def _missing(module: str) -> str:
+    try:
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed"
+        importlib.import_module(module)
+    except Exception as error:  # a peer that breaks at import is absent, with its message
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"import {module} failed: {type(error).__name__}: {first[:160]}"
     return ""
 
 

@@ -55,6 +55,8 @@ def ort_session(path: Path, device: str) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if device == "cpu":
+        options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(str(path), options, providers=ort_providers(device))
 
 
@@ -91,4 +93,4 @@ class TensorRT(Provider):
             path = export(module, x, folder)
             report = build_engine(path, Path(folder) / "model.engine", progress=False)
             engine = Engine.load(report.path, sha256=report.sha256)
-        return Prepared(lambda input, *_, **__: engine(input), f"{report.backend} {report.version}")
+        return Prepared(lambda input, *_, **__: next(iter(engine(input).values())), f"{report.backend} {report.version}")

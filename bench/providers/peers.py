@@ -175,7 +175,8 @@ class Helion(Provider):
         major, minor = torch.cuda.get_device_capability()
         tuned = sorted(p.stem for p in folder.glob("_helion_aot_*_cuda_sm*.py"))
         spec = importlib.util.spec_from_file_location(f"helion_pretuned_{work.op}", folder / f"{work.op}.py")
-        assert spec is not None and spec.loader is not None
+        if spec is None or spec.loader is None:
+            raise Unsupported(f"{folder} holds no module {work.op}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         kernel = getattr(module, work.op)

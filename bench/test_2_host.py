@@ -1,0 +1,116 @@
+"""Host time of a call: what Python, the dispatcher and autograd cost, on tensors so small that nothing else shows.
+
+The same ATen body stands behind each mechanism on a CPU, so that the difference is the mechanism; the time is the calling
+thread's CPU time, which other processes on the machine do not lengthen. On a GPU it is wall time until the launch
+returns. A backward is not in it: it runs in the autograd engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .record import Recorder, spread
+from .timing import synchronize
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+M, N = 4, 64
+ROUNDS, CALLS, WARMUP_ROUNDS = 40, 200, 5
+TIMER = time.perf_counter if DEVICE == "cuda" else time.thread_time
+MECHANISMS = ("eager", "autograd.Function", "custom_op", "ours")
+
+
+def _plain(op: str) -> Callable[..., Tensor]:
+    if op == "softmax":
+        return lambda x: F.softmax(x, -1)
+    if op == "layer_norm":
+        return lambda x, w, b: F.layer_norm(x, (N,), w, b)
+    return lambda x, w, b: F.relu(F.linear(x, w, b))
+
+
+def _ours(op: str) -> Callable[..., Tensor]:
+    import fused_ops
+
+    if op == "softmax":
+        return lambda x: fused_ops.fused_softmax(x, -1)
+    if op == "layer_norm":
+        return lambda x, w, b: fused_ops.fused_layernorm(x, (N,), w, b)
+    return lambda x, w, b: fused_ops.fused_linear(x, w, b, "relu")
+
+
+def _function(op: str) -> Callable[..., Tensor]:
+    """The plain call inside a torch.autograd.Function in ctx style. Its backward is never run."""
+    plain = _plain(op)
+
+    class Wrapped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Tensor) -> Tensor:
+            ctx.save_for_backward(*args)
+            return plain(*args)
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> Any:
+            raise NotImplementedError
+
+    return Wrapped.apply
+
+
+def _custom_op(op: str) -> Callable[..., Tensor]:
+    """The plain call behind torch.library.custom_op, with an autograd formula registered as its documentation shows."""
+    plain = _plain(op)
+
+    def one(x: Tensor) -> Tensor:
+        return plain(x)
+
+    def three(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return plain(x, w, b)
+
+    made = torch.library.custom_op(f"fused_ops_bench::{op}", one if op == "softmax" else three, mutates_args=())
+    made.register_autograd(lambda ctx, dy: None, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+    return made
+
+
+_CALLS: dict[tuple[str, str], Callable[..., Tensor]] = {}
+
+
+def _call(op: str, mechanism: str) -> Callable[..., Tensor]:
+    make = {"eager": _plain, "autograd.Function": _function, "custom_op": _custom_op, "ours": _ours}[mechanism]
+    if (op, mechanism) not in _CALLS:
+        _CALLS[op, mechanism] = make(op)
+    return _CALLS[op, mechanism]
+
+
+@pytest.mark.benchmark(timer=TIMER)
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("op", ["softmax", "layer_norm", "linear"])
+def test_host(op: str, grad: bool, mechanism: str, benchmark: Any, recorder: Recorder) -> None:
+    call = _call(op, mechanism)
+    x = torch.randn(M, N, device=DEVICE, requires_grad=grad)
+    args = (
+        (x,)
+        if op == "softmax"
+        else (x, torch.randn(*((N, N) if op == "linear" else (N,)), device=DEVICE), torch.randn(N, device=DEVICE))
+    )
+    out = call(*args)
+    torch.testing.assert_close(out, _plain(op)(*args), rtol=1e-3, atol=1e-3)
+    assert out.requires_grad is grad
+    benchmark.group = f"host-{op}-{'grad' if grad else 'no_grad'}"
+    with torch.set_grad_enabled(grad):
+        benchmark.pedantic(
+            call, args, rounds=ROUNDS, iterations=CALLS, warmup_rounds=WARMUP_ROUNDS,
+            teardown=lambda *_: synchronize(DEVICE),
+        )  # fmt: skip
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    recorder.add(
+        op=op, case=f"{M}x{N}", dtype="fp32", kind="host", provider=mechanism, shape=f"{M}x{N}",
+        role="ours" if mechanism == "ours" else "peer", configuration=f"{DEVICE}; {TIMER.__name__}; {CALLS} calls a sample",
+        status="ok", method="loop", **{"pass": "train_fwd" if grad else "fwd"}, **spread(benchmark.stats.stats.data),
+    )  # fmt: skip
