@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
@@ -12,7 +11,8 @@ from ..nn import FusedLinear
 from . import activations, conditions, hf
 from .activations import absorbed
 from .match import Match, Verdict, match_linears
-from .swap import swap
+from .report import ALREADY, FUSED, LEFT
+from .run import Run
 from .trace import UntraceableError, paths
 
 ONE_KERNEL = "F.linear is already one kernel"
@@ -28,6 +28,7 @@ class Parent:
     module: nn.Module
     linears: dict[str, nn.Module] = field(default_factory=dict)
     activations: dict[str, nn.Module] = field(default_factory=dict)
+    fused: dict[str, nn.Module] = field(default_factory=dict)  # its FusedLinears
 
     def full(self, path: str) -> str:
         return f"{self.name}.{path}" if self.name else path
@@ -39,6 +40,56 @@ def linear_classes() -> dict[type[nn.Module], type[nn.Module]]:
     if (classes := hf.classes()) is not None:
         table[classes.Conv1D] = classes.FusedConv1D
     return table
+
+
+def fuse_linears(run: Run) -> list[tuple[Parent, frozenset[str]]]:
+    """Fuse Linears with the activations that follow them, by class; what only a new forward can do is left to forwards.
+
+    Returns each parent with the paths of those of its Linears that may be read by a new forward.
+    """
+    for name, module in run.model.named_modules():
+        _already_or_unknown(run, name, module)
+    parents = parents_of(run.model)
+    held = owners(parents)
+    found = []
+    for parent in parents:
+        left = {path: r for path, m in parent.linears.items() if (r := run.refused(parent.full(path), m)) is not None}
+        found.append((parent, _readable(parent, left, held)))
+        if not {"linear", "bare_linear"} & run.wanted:
+            left = {path: left.get(path, '"linear" is not in ops') for path in parent.linears}
+        for path, verdict in verdicts_of(parent, left, held).items():
+            _one(run, parent, path, verdict, path not in left)
+    if type(run.model) in linear_classes():
+        run.record("", type(run.model).__name__, "linear", LEFT, f"no activation follows: {ONE_KERNEL}")
+    return found
+
+
+def _already_or_unknown(run: Run, name: str, module: nn.Module) -> None:
+    known = linear_classes()
+    if type(module) in known.values():
+        activation = module.__dict__.get("activation")
+        what = f"is a {type(module).__name__}" + (f" with {activation}" if activation else "")
+        run.record(name, type(module).__name__, "linear", ALREADY, what)
+    elif type(module) not in known and (base := next((c for c in known if isinstance(module, c)), None)) is not None:
+        run.record(name, type(module).__name__, "linear", LEFT, conditions.subclass(module, base))
+
+
+def _one(run: Run, parent: Parent, path: str, verdict: Verdict, allowed: bool) -> None:
+    linear, name = parent.linears[path], parent.full(path)
+    before = type(linear).__name__
+    if (known := run.found.get((name, "linear"))) is not None and known.status == FUSED:
+        return
+    if isinstance(verdict, Match) and verdict.site.kind != "call" and "linear" in run.wanted:
+        run.record(name, before, "linear", FUSED, _apply(run, parent, path, verdict))
+    elif "bare_linear" in run.wanted and allowed and type(linear) is nn.Linear and conditions.parameters(linear) is None:
+        run.swap(linear, linear_classes()[type(linear)], activation=None)
+        run.record(name, before, "linear", FUSED, "without activation")
+    elif isinstance(verdict, Match):
+        run.record(
+            name, before, "linear", LEFT, f"{verdict.activation} is called as a function in {type(parent.module).__name__}"
+        )
+    else:
+        run.record(name, before, "linear", LEFT, verdict)
 
 
 def parents_of(model: nn.Module) -> list[Parent]:
@@ -56,9 +107,11 @@ def parents_of(model: nn.Module) -> list[Parent]:
             seen.add(id(child))
             if type(child) in known:
                 parent.linears[path] = child
+            elif type(child) in known.values():
+                parent.fused[path] = child
             elif activations.module_activation(child) is not None:
                 parent.activations[path] = child
-        if parent.linears or parent.activations:
+        if parent.linears or parent.activations or parent.fused:
             found.append(parent)
     return found
 
@@ -76,7 +129,7 @@ def owners(parents: list[Parent]) -> dict[int, list[str]]:
     """id of a Linear or activation -> the names of the modules that hold it."""
     held: dict[int, list[str]] = {}
     for parent in parents:
-        for child in (*parent.linears.values(), *parent.activations.values()):
+        for child in (*parent.linears.values(), *parent.activations.values(), *parent.fused.values()):
             held.setdefault(id(child), []).append(parent.name or "the model")
     return held
 
@@ -142,19 +195,16 @@ def _has_activation(parent: Parent) -> bool:
     return False
 
 
-def apply(parent: Parent, path: str, match: Match, changed: list[nn.Module]) -> str:
+def _apply(run: Run, parent: Parent, path: str, match: Match) -> str:
     """Fuse the Linear at path with its activation, in place; returns what the report says."""
     linear = parent.linears[path]
-    swap(linear, linear_classes()[type(linear)], activation=match.activation)
-    changed.append(linear)
+    run.swap(linear, linear_classes()[type(linear)], activation=match.activation)
     if match.site.kind == "module":
-        module = parent.activations.get(match.site.name)
-        if module is not None and type(module) in activations.modules():  # not yet absorbed by an earlier Linear
-            swap(module, activations.modules()[type(module)][0])
-            changed.append(module)
+        module = parent.module.get_submodule(match.site.name)
+        if not isinstance(module, activations.Absorbed):  # an earlier Linear may share it
+            run.swap(module, activations.modules()[type(module)][0])
     elif parent.module.__dict__[match.site.name] is not absorbed:
-        swap(parent.module, type(parent.module), **{match.site.name: absorbed})
-        changed.append(parent.module)
+        run.swap(parent.module, type(parent.module), **{match.site.name: absorbed})
     return f"with {match.activation} ({match.site.name})" + _fast_path(parent.module)
 
 
@@ -164,10 +214,9 @@ def _fast_path(parent: nn.Module) -> str:
     return "; in eval without grad torch's own fast path, which reads the weights directly, runs instead where it applies"
 
 
-def describe(match: Match) -> str:
-    return f"{match.activation} is called as a function in forward"
-
-
-def any_linear(module: nn.Module) -> Any:
-    """The known Linear class that module is an unknown subclass of, or None."""
-    return next((cls for cls in linear_classes() if isinstance(module, cls) and type(module) is not cls), None)
+def _readable(parent: Parent, left: Collection[str], held: dict[int, list[str]]) -> frozenset[str]:
+    """The paths of parent's Linears whose weights a rewritten forward may read."""
+    if conditions.replaced_forward(parent.module) is not None:
+        return frozenset()
+    linears = {path: linear for path, linear in {**parent.linears, **parent.fused}.items() if path not in left}
+    return frozenset(path for path, linear in linears.items() if _reason(parent, linear, held) is None)

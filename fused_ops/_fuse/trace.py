@@ -29,8 +29,9 @@ class UntraceableError(Exception):
 class Held:
     """Stands in for an activation function that the parent holds as an attribute, so that its calls can be told apart."""
 
-    def __init__(self, attribute: str, activation: str, tracer: _PathTracer) -> None:
+    def __init__(self, attribute: str, function: Any, activation: str, tracer: _PathTracer) -> None:
         self.attribute = attribute
+        self.function = function
         self.activation = activation
         self._tracer = tracer
         self.__name__ = f"self_{attribute}"
@@ -91,6 +92,16 @@ def paths(parent: nn.Module, entry: str = "forward") -> list[Graph]:
     return graphs
 
 
+def trace_once(module: nn.Module, training: bool, entry: str = "forward") -> tuple[Graph, bool]:
+    """The graph of a call with required arguments only, and whether it is one of several: it asked for a tensor's value."""
+    tracer = _PathTracer((), optional=False)
+    graph = _trace(tracer, module, entry, training)
+    for node in graph.nodes:
+        if isinstance(node.target, Held):
+            node.target = node.target.function
+    return graph, bool(tracer.answers)
+
+
 def _trace(tracer: _PathTracer, parent: nn.Module, entry: str, training: bool) -> Graph:
     tracer.traced_func_name = entry
     with _as_it_was(parent), _finfo_of_proxies():
@@ -120,7 +131,7 @@ def _finfo_of_proxies() -> Iterator[None]:
 def _stand_in(parent: nn.Module, tracer: _PathTracer) -> None:
     for name, value in list(parent.__dict__.items()):
         if not isinstance(value, nn.Module) and (activation := function_activation(value)) is not None:
-            parent.__dict__[name] = Held(name, activation, tracer)
+            parent.__dict__[name] = Held(name, value, activation, tracer)
 
 
 @contextmanager

@@ -125,7 +125,8 @@ def test_activation_modules(activation: nn.Module, name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "quick_gelu", "silu", "relu2", "gelu_python"]
+    "name",
+    ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "quick_gelu", "silu", "relu2", "gelu_python"],
 )
 def test_transformers_activations(name: str):
     from transformers.activations import ACT2FN
@@ -229,14 +230,14 @@ def test_hooks_of_a_layer_norm_still_run():
 def test_parametrisations_are_left():
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.LayerNorm(8))
     nn.utils.parametrize.register_parametrization(model[2], "weight", nn.Softplus())
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="nothing was fused"):
         report = fuse(model)
     assert detail(report, "0") == detail(report, "2") == "has a parametrisation"
 
 
 def test_old_style_norms_are_left():
     model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 8)), nn.ReLU())
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="nothing was fused"):
         assert "pre-hook" in detail(fuse(model), "0")
 
 
@@ -249,7 +250,7 @@ def test_subclasses_are_left():
         pass
 
     model = nn.Sequential(MyLinear(4, 4), nn.ReLU(), MyNorm(4))
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="nothing was fused"):
         report = fuse(model)
     assert detail(report, "0").endswith("MyLinear is a subclass of Linear that fuse does not know")
     assert detail(report, "2").endswith("MyNorm is a subclass of LayerNorm that fuse does not know")
@@ -286,7 +287,7 @@ def test_tied_weights_stay_tied():
 
 
 def test_rms_norm_without_an_op_is_said():
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="nothing was fused"):
         report = fuse(nn.Sequential(nn.RMSNorm(4)))
     assert detail(report, "0") == "this version of fused_ops has no op for RMSNorm"
 

@@ -1,0 +1,66 @@
+"""Modules whose forward is replaced by its traced graph: fuse_forwards decides which, rewrite makes the graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .linears import Parent
+from .patterns import Fused
+from .report import ALREADY, FUSED, LEFT
+from .rewrite import FusedForward, Program, find, forward_class, fused_functions, programs
+from .run import Run
+from .trace import UntraceableError
+
+OPS = frozenset(("linear", "gated_linear", "mlp"))
+
+
+def fuse_forwards(run: Run, parents: list[tuple[Parent, frozenset[str]]]) -> None:
+    """Replace the forwards that hold a chain of OPS which the Linears' own classes could not take."""
+    wanted = OPS & run.wanted
+    available = wanted & set(fused_functions())
+    for parent, readable in parents:
+        if isinstance(parent.module, FusedForward):
+            for fused in _fused(parent.module._fuse_programs):
+                _record(run, parent, fused, ALREADY)
+        elif readable and wanted:
+            _one(run, parent, available, wanted - available if run.named else frozenset(), readable)
+
+
+def _one(run: Run, parent: Parent, available: frozenset[str], missing: frozenset[str], readable: frozenset[str]) -> None:
+    module = parent.module
+    for chain in find(module, missing, readable):
+        _record(run, parent, chain.fused(), LEFT, f"this version of fused_ops has no fused_{chain.op}")
+    chains = find(module, available, readable)
+    if not chains:
+        return
+    try:
+        made = programs(module, available, readable)
+    except UntraceableError as error:
+        for chain in chains:
+            reason = f"{type(module).__name__}.forward cannot be replaced by its graph: {error}"
+            _record(run, parent, chain.fused(), LEFT, reason)
+        return
+    for fused in _fused(made):
+        _record(run, parent, fused, FUSED)
+    cls: Any = type(module)  # mypy takes a class for unhashable when its instances say they are
+    run.swap(module, forward_class(cls), _fuse_wanted=(available, readable), _fuse_programs=made)
+
+
+def _fused(programs: dict[bool, Program]) -> list[Fused]:
+    """What the programs fuse, in evaluation first; each once."""
+    return list(dict.fromkeys(fused for program in programs.values() for fused in program.fused))
+
+
+def _record(run: Run, parent: Parent, fused: Fused, status: str, reason: str = "") -> None:
+    """Two Linears are a row of their parent's; a Linear with its activation is the Linear's own row."""
+    before = type(parent.module).__name__
+    if fused.op == "linear":
+        detail = f"with {fused.activation}, called as a function: {before}.forward is replaced by its graph"
+        run.record(parent.full(fused.linears[0]), nn.Linear.__name__, "linear", status, reason or detail)
+        return
+    detail = f"{' and '.join(fused.linears)} with {fused.activation}: forward is replaced by its graph"
+    if fused.idle:
+        detail += f"; not while {' and '.join(fused.idle)} drops"
+    run.record(parent.name, before, fused.op, status, reason or detail)

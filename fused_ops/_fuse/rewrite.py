@@ -1,0 +1,244 @@
+"""A module's forward replaced by its traced graph with fused calls in it.
+
+This is for what no class swap can reach: an activation called as a function, a gate multiplied with its other half, a
+whole MLP. It is done only where the traced graph is the forward: no branch, no nested function, no name that could read
+anything but tensors, the module's children and plain numbers. The original forward stays, and runs whenever the call is
+not the one that was traced: an optional argument given, a child replaced or hooked, an attribute changed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
+
+from . import conditions
+from .activations import absorbed, function_activation
+from .patterns import Chain, Fused, chains
+from .trace import UntraceableError, trace_once
+
+_PLAIN = (bool, int, float, str, type(None))
+_NAMESPACES = frozenset(("torch", "nn", "functional"))
+_READS_STATE = ("is_", "has_", "get_", "handle_")  # is_grad_enabled and its like would be traced as constants
+
+
+def fused_functions() -> dict[str, Callable[..., Tensor]]:
+    """op -> the function that a chain becomes, for those that this version of fused_ops has."""
+    import fused_ops
+
+    names = {"linear": "fused_linear", "gated_linear": "fused_gated_linear", "mlp": "fused_mlp"}
+    return {op: getattr(fused_ops, name) for op, name in names.items() if hasattr(fused_ops, name)}
+
+
+@dataclass(frozen=True)
+class Program:
+    """One traced forward: function(module, *tensors), and what must hold for it to be the module's forward."""
+
+    function: Callable[..., Any]
+    arguments: tuple[str, ...]
+    children: tuple[tuple[str, type[nn.Module], str | None], ...]  # path, class, activation of those it works for
+    idle: tuple[str, ...]
+    constants: tuple[tuple[str, Any], ...]
+    fused: tuple[Fused, ...]
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        """The call's tensors in order, or None when it is not the traced call."""
+        if kwargs:
+            if set(self.arguments[len(args) :]) != set(kwargs):
+                return None
+            args = (*args, *[kwargs[name] for name in self.arguments[len(args) :]])
+        if len(args) != len(self.arguments) or not all(isinstance(a, Tensor) for a in args):
+            return None
+        return args
+
+    def fits(self, module: nn.Module) -> bool:
+        for path, cls, activation in self.children:
+            child = _child(module, path)
+            if type(child) is not cls or getattr(child, "activation", None) != activation or "forward" in child.__dict__:
+                return False
+            if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
+                return False
+        for path in self.idle:
+            dropout = _child(module, path)
+            if dropout.training and dropout.p != 0:
+                return False
+        return all(getattr(module, name) == value for name, value in self.constants)
+
+
+def _child(module: nn.Module, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+class FusedForward:
+    """Mixin of a module whose forward is replaced. _fuse_programs: whether training -> Program."""
+
+    _fuse_wanted: tuple[frozenset[str], frozenset[str]]  # ops, and the paths of the Linears that may be fused
+    _fuse_programs: dict[bool, Program]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        program = self._fuse_programs.get(self.training)  # type: ignore[attr-defined]
+        if program is not None:
+            tensors = program.bind(args, kwargs)
+            if tensors is not None and program.fits(self):  # type: ignore[arg-type]
+                return program.function(self, *tensors)
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = {name: value for name, value in self.__dict__.items() if name != "_fuse_programs"}
+        return _bare, (_base(type(self)),), state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        try:
+            self.__dict__["_fuse_programs"] = programs(self, *self._fuse_wanted)  # type: ignore[arg-type]
+        except UntraceableError:
+            self.__dict__["_fuse_programs"] = {}
+
+
+@functools.cache
+def forward_class(base: Any) -> type[nn.Module]:
+    """base with FusedForward before it. Instances pickle by base, so the class needs no importable name."""
+    members = {"__module__": base.__module__, "__doc__": base.__doc__, "_fuse_base_forward": base.forward}
+    return type(f"Fused{base.__name__}", (FusedForward, base), members)
+
+
+def _base(cls: type) -> type:
+    return cls.__mro__[cls.__mro__.index(FusedForward) + 1]
+
+
+def _bare(base: type[nn.Module]) -> nn.Module:
+    cls = forward_class(base)  # type: ignore[arg-type]
+    return cls.__new__(cls)
+
+
+def find(module: nn.Module, ops: frozenset[str], allowed: frozenset[str]) -> list[Chain]:
+    """The chains of allowed Linears in module's forward in evaluation mode; none when it cannot be traced."""
+    try:
+        with _mode(module, False):
+            return _chains(module, trace_once(module, False, _entry(module))[0], ops, allowed)
+    except UntraceableError:
+        return []
+
+
+def programs(module: nn.Module, ops: frozenset[str], allowed: frozenset[str]) -> dict[bool, Program]:
+    """module's programs in evaluation and in training, where they fuse something; UntraceableError says why there are none."""
+    entry = _entry(module)
+    constants = fixed_code(getattr(type(module), entry), module)
+    made: dict[bool, Program] = {}
+    for training in (False, True):
+        with _mode(module, training):
+            graph, branches = trace_once(module, training, entry)
+            if branches:
+                raise UntraceableError("forward branches on a tensor")
+            if found := _chains(module, graph, ops, allowed):
+                made[training] = _program(module, graph, found, constants)
+    return made
+
+
+def _entry(module: nn.Module) -> str:
+    return "_fuse_base_forward" if isinstance(module, FusedForward) else "forward"
+
+
+def _chains(module: nn.Module, graph: Graph, ops: frozenset[str], allowed: frozenset[str]) -> list[Chain]:
+    found = chains(module, graph, ops)
+    return [c for c in found if allowed.issuperset(c.linears) and not any(_busy(module, path) for path in c.activations)]
+
+
+def _busy(module: nn.Module, path: str) -> bool:
+    """Whether the activation module at path does more than its class says."""
+    child = _child(module, path)
+    return conditions.hooks(child) is not None or conditions.replaced_forward(child) is not None
+
+
+@contextmanager
+def _mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """module and its own children in training or evaluation: what an idle dropout is depends on it."""
+    modules = [module, *(child for child in module.modules() if isinstance(child, nn.Dropout))]
+    before = [m.training for m in modules]
+    for m in modules:
+        m.training = training
+    try:
+        yield
+    finally:
+        for m, mode in zip(modules, before):
+            m.training = mode
+
+
+def fixed_code(forward: Any, module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """The plain attributes that forward reads and a trace makes constants of; UntraceableError when it may read more."""
+    if not isinstance(forward, FunctionType) or hasattr(forward, "__wrapped__"):
+        raise UntraceableError("forward is decorated")
+    code = forward.__code__
+    if code.co_freevars or any(isinstance(const, CodeType) for const in code.co_consts):
+        raise UntraceableError("forward has a nested function or a closure")
+    constants = []
+    for name in code.co_names:
+        if name == "training" or name in module._modules or name in module._parameters or name in module._buffers:
+            continue
+        if name in forward.__globals__:
+            if not _is_torch(name, forward.__globals__[name]):
+                raise UntraceableError(f"forward uses {name}")
+        elif isinstance(value := getattr(module, name, module), _PLAIN) or _is_activation(value):
+            constants.append((name, value))
+        elif value is not module or not _is_torch(name, getattr(F, name, getattr(Tensor, name, None))):
+            raise UntraceableError(f"forward uses {name}")
+    return tuple(constants)
+
+
+def _is_activation(value: Any) -> bool:
+    return value is absorbed or (not isinstance(value, nn.Module) and function_activation(value) is not None)
+
+
+def _is_torch(name: str, value: Any) -> bool:
+    """Whether name can only be torch's: a namespace, or a function or method that a trace records."""
+    if isinstance(value, ModuleType):
+        return value in (torch, nn, F)
+    if name in _NAMESPACES:
+        return True
+    recorded = value is not None and value in (getattr(F, name, None), getattr(Tensor, name, None), getattr(torch, name, None))
+    return recorded and not name.startswith(_READS_STATE) and (hasattr(F, name) or hasattr(Tensor, name))
+
+
+def _program(module: nn.Module, graph: Graph, found: list[Chain], constants: tuple[tuple[str, Any], ...]) -> Program:
+    linears = {path: _child(module, path) for chain in found for path in chain.linears}
+    for chain in found:
+        _replace(graph, chain, linears)
+    children = linears | {path: _child(module, path) for chain in found for path in chain.activations}
+    graph.lint()
+    arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
+    return Program(
+        function=type(GraphModule(module, graph)).forward,
+        arguments=arguments,
+        children=tuple((path, type(child), getattr(child, "activation", None)) for path, child in children.items()),
+        idle=tuple(path for chain in found for path in chain.idle),
+        constants=constants,
+        fused=tuple(chain.fused() for chain in found),
+    )
+
+
+def _replace(graph: Graph, chain: Chain, linears: dict[str, nn.Module]) -> None:
+    """Put the fused call where chain's result is, and take chain's nodes out."""
+    last = chain.nodes[-1]
+    with graph.inserting_before(last):
+        weights = [graph.get_attr(f"{path}.weight") for path in chain.linears]
+        biases = [graph.get_attr(f"{path}.bias") if linears[path].bias is not None else None for path in chain.linears]
+        if chain.op == "linear":
+            args: tuple[Any, ...] = (chain.x, *weights, *biases, chain.activation)
+        elif chain.op == "gated_linear":
+            args = (chain.x, *weights, chain.activation, *biases)
+        else:
+            args = (chain.x, weights[0], biases[0], weights[1], biases[1], chain.activation)
+        fused = graph.call_function(fused_functions()[chain.op], args)
+    last.replace_all_uses_with(fused)
+    for node in reversed(chain.nodes):
+        graph.erase_node(node)

@@ -1,0 +1,57 @@
+"""Modules that have a fused class of their own: LayerNorm, Softmax, and RMSNorm when its op exists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from .. import nn as fused
+from . import conditions
+from .report import ALREADY, FUSED, LEFT
+from .run import Run
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The op a torch.nn class belongs to and the class that replaces it: None while the op does not exist."""
+
+    op: str
+    cls: type[nn.Module] | None
+
+
+WHOLE: dict[type[nn.Module], Whole] = {
+    nn.LayerNorm: Whole("layer_norm", fused.FusedLayerNorm),
+    nn.RMSNorm: Whole("rms_norm", getattr(fused, "FusedRMSNorm", None)),
+    nn.Softmax: Whole("softmax", fused.FusedSoftmax),
+}
+
+
+def fuse_whole(run: Run) -> None:
+    """Swap the class of every LayerNorm, RMSNorm and Softmax that can be."""
+    for name, module in run.model.named_modules():
+        base = next((cls for cls in WHOLE if isinstance(module, cls)), None)
+        before = type(module).__name__
+        if base is None:
+            if "RMSNorm" in before or before == "T5LayerNorm":
+                run.record(name, before, "rms_norm", LEFT, f"{before} is no torch.nn.RMSNorm")
+            continue
+        whole = WHOLE[base]
+        if type(module) is whole.cls:
+            run.record(name, before, whole.op, ALREADY, f"is a {before}")
+            continue
+        reason = run.left_out(whole.op, name, module) or _unfit(module, base, whole)
+        if reason is None and whole.cls is not None:
+            run.swap(module, whole.cls)
+            hooks = "; its hooks stay" if conditions.hooks(module) else ""
+            run.record(name, before, whole.op, FUSED, f"{whole.cls.__name__}{hooks}")
+        else:
+            run.record(name, before, whole.op, LEFT, str(reason))
+
+
+def _unfit(module: nn.Module, base: type[nn.Module], whole: Whole) -> str | None:
+    if whole.cls is None:
+        return f"this version of fused_ops has no op for {base.__name__}"
+    if type(module) is not base:
+        return conditions.subclass(module, base)
+    return conditions.replaced_forward(module) or conditions.parameters(module)

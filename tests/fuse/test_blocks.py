@@ -1,0 +1,194 @@
+"""Gated pairs and whole MLPs: act(gate(x)) * up(x) and fc2(act(fc1(x))) as one call each.
+
+Where this version of fused_ops lacks the op, a stand-in with its signature is put in its place: what is tested here is
+the forward that calls it.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fused_ops
+from fused_ops import fuse, unfuse
+from fused_ops.linear import linear_plain
+
+from .models import MODELS, Mlp
+from .test_fuse import assert_same, detail, status
+from .test_matching import x4
+
+
+class Calls(list):
+    """Wraps fused_gated_linear and fused_mlp, and counts their calls."""
+
+    def wrap(self, name: str, function):
+        def counted(*args):
+            self.append(name)
+            return function(*args)
+
+        counted.__name__ = counted.__qualname__ = f"counted_{name}"
+        return counted
+
+
+def gated_plain(x, w_gate, w_up, activation, b_gate=None, b_up=None):
+    return linear_plain(x, w_gate, b_gate, activation) * F.linear(x, w_up, b_up)
+
+
+def mlp_plain(x, w1, b1, w2, b2, activation):
+    return F.linear(linear_plain(x, w1, b1, activation), w2, b2)
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Calls:
+    calls = Calls()
+    for name, stand_in in (("fused_gated_linear", gated_plain), ("fused_mlp", mlp_plain)):
+        real = getattr(fused_ops, name, stand_in)
+        monkeypatch.setattr(fused_ops, name, calls.wrap(name, real), raising=False)
+    return calls
+
+
+class Gated(nn.Module):
+    """LLaMA's MLP."""
+
+    def __init__(self, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(4, 8, bias=bias)
+        self.up_proj = nn.Linear(4, 8, bias=bias)
+        self.down_proj = nn.Linear(8, 4, bias=bias)
+        self.act_fn = nn.SiLU()
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class GatedFunction(Gated):
+    def forward(self, x):
+        up = self.up_proj(x)
+        return self.down_proj(torch.mul(up, F.gelu(self.gate_proj(x), approximate="tanh")))
+
+
+class OtherInputs(Gated):
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x + 1))
+
+
+class GateUsedTwice(Gated):
+    def forward(self, x):
+        gate = self.act_fn(self.gate_proj(x))
+        return self.down_proj(gate * self.up_proj(x) + gate)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("cls", [Gated, GatedFunction])
+@pytest.mark.parametrize("ops", [None, ["gated_linear"]], ids=["all", "alone"])
+def test_gated(cls: type[Gated], bias: bool, ops, calls: Calls):
+    model = cls(bias)
+    reference = copy.deepcopy(model)
+    report = fuse(model, ops=ops)
+    assert status(report, "gated_linear") == {"": "fused"}
+    assert detail(report, "").startswith("gate_proj and up_proj with ")
+    model(x4())
+    assert calls == ["fused_gated_linear"]
+    assert_same(model, reference, x4())
+    assert [c.status for c in fuse(model, ops=ops) if c.name == ""] == ["already fused"]
+    unfuse(model)
+    assert type(model) is cls
+    calls.clear()
+    assert_same(model, reference, x4())
+    assert calls == []
+
+
+@pytest.mark.parametrize("cls", [OtherInputs, GateUsedTwice])
+def test_not_gated(cls: type[Gated], calls: Calls):
+    model = cls()
+    reference = copy.deepcopy(model)
+    report = fuse(model)
+    assert not [c for c in report if c.op == "gated_linear"]
+    assert_same(model, reference, x4())
+    assert calls == []
+
+
+def test_filter_fn_holds_for_gates(calls: Calls):
+    model = Gated()
+    report = fuse(model, filter_fn=lambda name, module: name != "up_proj")
+    assert not [c for c in report if c.op == "gated_linear"]
+    model(x4())
+    assert calls == []
+
+
+def test_mlp_fuses_whole_only_while_its_dropout_is_idle(calls: Calls):
+    model = Mlp(4, 8)
+    reference = copy.deepcopy(model)
+    report = fuse(model)
+    assert detail(report, "") == "fc1 and fc2 with gelu: forward is replaced by its graph; not while drop1 drops"
+    assert_same(model, reference, x4())  # in training the same dropout mask falls on the same tensor
+    model.eval()
+    calls.clear()
+    model(x4())
+    assert calls == ["fused_mlp"]
+    calls.clear()
+    model.drop1.training = True  # Monte Carlo dropout: one child in training, its parent not
+    reference.eval()
+    reference.drop1.training = True
+    for m in (model, reference):
+        torch.manual_seed(1)
+        m.result = m(x4())
+    torch.testing.assert_close(model.result, reference.result)
+    assert calls == []
+
+
+def test_copies_stay_fused(calls: Calls):
+    for model in (Gated(), Mlp(4, 8).eval()):
+        expected = model(x4())
+        fuse(model)
+        for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            calls.clear()
+            torch.testing.assert_close(copied(x4()), expected)
+            assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("name", "op"), [("llama", "gated_linear"), ("clip_text", "mlp"), ("timm_vit", "mlp"), ("vit", "mlp")])
+def test_models(name: str, op: str, calls: Calls):
+    torch.manual_seed(0)
+    model, arguments = MODELS[name](2)
+    model.eval()
+    expected = model(**arguments)
+    report = fuse(model)
+    assert report.counts()[op] == (2, 2), report.table()
+    got = model(**arguments)
+    assert calls == [f"fused_{op}"] * 2
+    got, expected = (o if isinstance(o, torch.Tensor) else o[0] for o in (got, expected))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_hooked_activation_keeps_its_block(calls: Calls):
+    model = Gated()
+    seen = []
+    model.act_fn.register_forward_hook(lambda m, args, out: seen.append(out))
+    with pytest.warns(UserWarning, match="nothing was fused"):
+        fuse(model)
+    model(x4())
+    assert len(seen) == 1
+    assert calls == []
+
+
+def test_t5_says_why_its_gate_stays(calls: Calls):
+    model, _ = MODELS["t5_gated"](1)
+    report = fuse(model)
+    reasons = {c.detail for c in report.skipped if c.op == "gated_linear"}
+    assert reasons == {"T5DenseGatedActDense.forward cannot be replaced by its graph: forward uses isinstance"}
+
+
+def test_an_op_that_is_missing_is_said(monkeypatch):
+    monkeypatch.delattr(fused_ops, "fused_gated_linear", raising=False)
+    model = Gated()
+    report = fuse(model, ops=["linear", "gated_linear"])
+    assert detail(report, "") == "this version of fused_ops has no fused_gated_linear"
+    assert status(report)["gate_proj"] == "fused"
+    unfuse(model)
+    assert [c for c in fuse(model) if c.op == "gated_linear"] == []  # no row for what was not asked for
