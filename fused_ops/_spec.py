@@ -6,7 +6,6 @@ they carry no autograd formula. The public function of a family wraps them in an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._backend import BACKEND as BACKEND
+from ._backend import INTERPRET as INTERPRET
+from ._backend import implementation
+
 LIBRARY = torch.library.Library("fused_ops", "DEF")
 REGISTRY: dict[str, OpSpec] = {}
-
-BACKEND = os.environ.get("FUSED_OPS_BACKEND", "auto")
-INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-if BACKEND not in ("auto", "triton", "aten"):
-    raise ValueError(f"FUSED_OPS_BACKEND: got {BACKEND!r}, allowed are 'auto', 'triton', 'aten'")
 
 
 @dataclass(frozen=True)
@@ -143,21 +141,11 @@ def define(spec: OpSpec) -> OpSpec:
         name = f"{spec.name}_{suffix}"
         LIBRARY.define(name + schema)
         LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-        LIBRARY.impl(name, reference if BACKEND == "aten" else launch, "CUDA")
-        if INTERPRET and BACKEND != "aten":
-            LIBRARY.impl(name, launch, "CPU")
-        elif BACKEND == "triton":
-            LIBRARY.impl(name, _no_cpu_kernels, "CPU")
+        for device in ("cpu", "cuda"):
+            LIBRARY.impl(name, implementation(name, reference, launch, device), device.upper())
         torch.library.register_fake(f"fused_ops::{name}", reference, lib=LIBRARY)
     REGISTRY[spec.name] = spec
     return spec
-
-
-def _no_cpu_kernels(*_: Any) -> Any:
-    raise RuntimeError(
-        "FUSED_OPS_BACKEND=triton, but the tensors are on the CPU: Triton kernels need a CUDA device, or"
-        " TRITON_INTERPRET=1 set before the first import of fused_ops"
-    )
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
-from ._autograd import differentiable_backward, plain_aten
+from ._autograd import FLOATS, differentiable_backward, plain_aten
 from ._checks import refuse, require_device, require_float, require_shape, require_tensor
+from ._direct import implementations, short_applies, undisturbed
 from ._launch import KERNEL_DTYPES, column_sum, device_facts, launch, rows_of
 from ._spec import Backward, OpSpec, define
 
@@ -35,7 +36,7 @@ def layer_norm_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, 
     dtype = _stats_dtype(x)
     if x.dtype is dtype and (weight is None or weight.dtype is dtype) and (bias is None or bias.dtype is dtype):
         y, mean, rstd = torch.native_layer_norm(x, [N], weight, bias, eps)
-        return y.contiguous(), mean.reshape(x.shape[:-1]), rstd.reshape(x.shape[:-1])
+        return y.contiguous(), mean.squeeze(-1), rstd.squeeze(-1)
     wide = x.to(dtype)
     if N == 0 or x.dim() == 0:
         mean = rstd = wide.new_zeros(x.shape[:-1])
@@ -71,6 +72,23 @@ def layer_norm_launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps
         options["BLOCK_M"] = config.block_m
     launch(kernel, grid, x, *pointers, *sizes, **strides, eps=eps, BLOCK_N=config.block_n, **options)
     return y, mean, rstd
+
+
+def _infer_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """layer_norm_reference's y alone: no statistics without a backward."""
+    return torch.layer_norm(x, x.shape[-1:], weight, bias, eps).contiguous()
+
+
+def _train_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+    """layer_norm_reference with statistics as ATen has them, (..., 1): squeezing them here would take 2 µs."""
+    if x.dtype is torch.float32 and (weight is None or weight.dtype is x.dtype) and (bias is None or bias.dtype is x.dtype):
+        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+        return y.contiguous(), mean, rstd
+    return layer_norm_reference(x, weight, bias, eps)
+
+
+def _infer_launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return layer_norm_launch(x, weight, bias, eps)[0]
 
 
 def layer_norm_bwd_reference(
@@ -131,19 +149,25 @@ def layer_norm_bwd_launch(
     return dx, total(dw_part, need_dw, None if weight is None else weight.dtype), total(db_part, need_db, bias_dtype)
 
 
+def _forward(run: Any, ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    y, mean, rstd = run(x, weight, bias, eps)
+    ctx.save_for_backward(x, weight, bias, mean, rstd)
+    ctx.eps = eps
+    return y
+
+
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        y, mean, rstd = _FWD(x, weight, bias, eps)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.eps = eps
-        return y
+        return _forward(_FWD, ctx, x, weight, bias, eps)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, bias, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *differentiable_backward(_plain_rows, (x, weight, bias, ctx.eps), dy)[:3], None
+        if mean.dim() == x.dim():
+            mean, rstd = mean.squeeze(-1), rstd.squeeze(-1)
         need_dx, need_dw, need_db, _ = ctx.needs_input_grad
         bias_dtype = None if bias is None else bias.dtype
         dx, dw, db = _BWD(dy, x, weight, mean, rstd, need_dx, need_dw, need_db, bias_dtype)
@@ -195,10 +219,12 @@ def fused_layernorm(
 def _fused_layernorm(
     input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if (device := undisturbed(input, weight, bias)) and len(shape) == 1 and _fits(input, shape, weight, bias):
+        return (_APPLY if _needs_grad(input, weight, bias) else _INFER)[device](input, weight, bias, eps)
     if has_torch_function_variadic(input, weight, bias):
         overridable = tuple(t for t in (input, weight, bias) if t is not None)
         return handle_torch_function(fused_layernorm, overridable, input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     _check(input, shape, weight, bias)
     if plain_aten():
         return F.layer_norm(input, shape, weight, bias, eps)
@@ -216,11 +242,26 @@ def _fused_layernorm(
 
 def _rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Layer norm over the last dimension, by the autograd Function only when something needs a gradient."""
-    if torch.is_grad_enabled() and (
-        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
-    ):
+    if _needs_grad(x, weight, bias):
         return _LayerNorm.apply(x, weight, bias, eps)
     return _FWD(x, weight, bias, eps)[0]
+
+
+def _needs_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
+    )
+
+
+def _fits(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> bool:
+    """What _check checks, in one expression, for tensors and one normalised dimension."""
+    device = x.device
+    return (
+        x.dtype in FLOATS
+        and x.shape[-1:] == shape
+        and (weight is None or (weight.shape == shape and weight.dtype in FLOATS and weight.device == device))
+        and (bias is None or (bias.shape == shape and bias.dtype in FLOATS and bias.device == device))
+    )
 
 
 def _check(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
@@ -265,3 +306,6 @@ SPEC = define(
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd
+_TRAIN = implementations("layer_norm_fwd", _train_reference, layer_norm_launch)
+_INFER = implementations("layer_norm_fwd", _infer_reference, _infer_launch)
+_APPLY = short_applies(_LayerNorm, _forward, _TRAIN)

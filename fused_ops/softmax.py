@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import _cases
-from ._autograd import FLOATS, differentiable_backward, plain_aten
+from ._autograd import FLOATS, plain_aten
 from ._checks import normalize_dim, refuse, require_float, require_tensor
+from ._direct import implementations, short_applies, undisturbed
 from ._launch import device_facts, launch, rows_of
 from ._spec import Backward, OpSpec, define
 
@@ -120,20 +121,27 @@ def _launch_rows(
         launch(kernel, -(-M // config.block_m), anchor, *pointers, M, N, **strides, **blocks, num_warps=config.num_warps)
 
 
+def _forward(run: Any, ctx: Any, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+    y: Tensor = run(x, dim, dtype)
+    ctx.save_for_backward(y)
+    ctx.options = dim, x.dtype
+    return y
+
+
 class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
-        y = _FWD(x, dim, dtype)
-        ctx.save_for_backward(x, y)
-        ctx.dim, ctx.dtype = dim, dtype
-        return y
+        return _forward(_FWD, ctx, x, dim, dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, y = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return differentiable_backward(torch.softmax, (x, ctx.dim, ctx.dtype), dy)[0], None, None
-        return _BWD(dy, y, ctx.dim, x.dtype), None, None
+        (y,) = ctx.saved_tensors
+        dim, dtype = ctx.options
+        if torch.is_grad_enabled():  # create_graph=True: y has its own history, through which the second order goes
+            wide = torch.float64 if y.dtype is torch.float64 else torch.float32
+            product = dy.to(wide) * y.to(wide)
+            return (product - y * product.sum(dim, keepdim=True)).to(dtype), None, None
+        return _BWD(dy, y, dim, dtype), None, None
 
 
 def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] = None) -> Tensor:
@@ -157,6 +165,11 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
     Computed in fp32. A row that holds NaN or +inf, or only -inf, gives NaN, as torch's. Differentiable twice.
     Source: Milakov and Gimelshein, Online normalizer calculation for softmax, 2018 (rows beyond the registers).
     """
+    if device := undisturbed(input):
+        rank = input.dim()
+        if dtype is None and input.dtype in FLOATS and type(dim) is int and -rank <= dim < rank:
+            run = _APPLY if input.requires_grad and torch.is_grad_enabled() else _RUN
+            return run[device](input, dim % rank, None)
     return _fused_softmax(input, dim, dtype)
 
 
@@ -206,3 +219,5 @@ SPEC = define(
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd
+_RUN = implementations("softmax_fwd", softmax_reference, softmax_launch)
+_APPLY = short_applies(_Softmax, _forward, _RUN)

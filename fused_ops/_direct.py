@@ -1,0 +1,68 @@
+"""The short way from a public function to an implementation: past torch's dispatcher when it would do nothing but call it.
+
+The dispatcher costs about 2 µs on the host, as much as all the rest of a call. It is needed when someone else has a say:
+a compiler, a dispatch mode, a tensor subclass, a torch.func transform, a tracer, autocast, the profiler. Else it is skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from ._backend import INTERPRET, implementation
+
+_PLAIN = frozenset((Tensor, Parameter, type(None)))
+
+_is_compiling = torch.compiler.is_dynamo_compiling  # other compilers bring fake tensors or a dispatch mode
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._are_functorch_transforms_active
+_included = torch._C._dispatch_tls_is_dispatch_key_included
+_profiling = torch._C._autograd._profiler_enabled
+_any_autocast = torch._C._is_any_autocast_enabled
+_tracing = torch._C._get_tracing_state
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
+
+
+def undisturbed(first: Tensor, *others: Tensor | None) -> str | None:
+    """The device type, "cuda" or "cpu", of plain tensors in a call that nobody else has a say in; None for any other call.
+
+    The interpreter's calls, and tensors with the negative bit set (which the dispatcher resolves), are other calls.
+    """
+    if _is_compiling() or _modes() or _profiling() or _transforms() or _any_autocast() or _tracing() is not None:
+        return None
+    if forward_ad._current_level >= 0 or (type(first) is not Tensor and type(first) is not Parameter):
+        return None
+    for tensor in others:
+        if type(tensor) not in _PLAIN:
+            return None
+    if first.is_cpu:
+        return None if INTERPRET else "cpu"
+    if not first.is_cuda or _included(_PRE_DISPATCH) or any(t is not None and t.is_neg() for t in (first, *others)):
+        return None
+    return "cuda"
+
+
+def implementations(name: str, reference: Callable[..., Any], launch: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """What runs for a raw operator, by device type."""
+    return {device: implementation(name, reference, launch, device) for device in ("cpu", "cuda")}
+
+
+def short_applies(
+    function: type[torch.autograd.Function], forward: Callable[..., Any], runs: dict[str, Callable[..., Any]]
+) -> dict[str, Callable[..., Any]]:
+    """function.apply for undisturbed calls, by device type: without torch's Python wrapper, which is for transforms.
+
+    forward(run, ctx, *args) is the Function's forward, with the implementation it calls as its first argument.
+    """
+
+    def apply(run: Callable[..., Any]) -> Callable[..., Any]:
+        short = type(function.__name__, (function,), {"forward": staticmethod(functools.partial(forward, run))})
+        return super(torch.autograd.Function, short).apply  # type: ignore[misc]
+
+    return {device: apply(run) for device, run in runs.items()}
