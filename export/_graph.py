@@ -12,6 +12,17 @@ import numpy as np
 from ._files import ExportError
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether a node's name, <module path>/<operator>, is the pattern's or inside it.
+
+    "encoder.layer.0" takes in all of that layer. "*" stays within one part of the path, "**" crosses parts:
+    "encoder.layer.*.output.dense" does not match encoder.layer.0.attention.output.dense.
+    """
+    parts = {"**": ".*", "*": r"[^./]*", "?": r"[^./]"}
+    regex = "".join(parts.get(piece) or re.escape(piece) for piece in re.split(r"(\*\*|\*|\?)", pattern))
+    return re.fullmatch(regex + r"([./].*)?", name, re.DOTALL) is not None
+
+
 def all_values(model: Any) -> Iterator[Any]:
     """Every value of the model's graph and subgraphs: inputs, initializers, node outputs."""
     for graph in [model.graph, *model.graph.subgraphs()]:

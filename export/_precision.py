@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ._files import ExportError, require
+from ._graph import matches
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 NORMS = frozenset(
@@ -173,7 +173,7 @@ def _kept_nodes(graph: Any, keep_fp32: Sequence[str]) -> set[Any]:
         elif key == "softmax":
             found = [n for n in graph if n.op_type in SOFTMAXES]
         else:
-            found = [n for n in graph if n.op_type == key or fnmatch.fnmatchcase(n.name or "", key)]
+            found = [n for n in graph if n.op_type == key or matches(n.name or "", key)]
             if not found:
                 raise ExportError(
                     f"keep_fp32: got {key!r}, allowed: 'norm', 'softmax', an operator type or a pattern of node names in the graph"

@@ -46,8 +46,8 @@ def export_onnx(
         opset: 18 to 25. LayerNormalization, Gelu and Softmax are single operators at 20; RMSNormalization at 23.
         precision: "fp32" leaves the model's own dtypes; "fp16" and "bf16" turn its fp32 weights and activations into
             that dtype, in the graph, so that strongly typed engines follow it.
-        keep_fp32: what stays fp32 then: "norm", "softmax", an ONNX operator type, or a pattern on node names
-            ("encoder.layer.0.*"). Nodes are named <module path>/<operator>.
+        keep_fp32: what stays fp32 then: "norm", "softmax", an ONNX operator type ("Gelu"), or a module path with * inside
+            one part and ** across parts ("encoder.layer.*.output"). Nodes are named <module path>/<operator>.
         keep_io_types: whether graph inputs and outputs stay fp32 then (casts inside), or take the precision too.
         input_names, output_names: names in order; by default forward's argument names and the keys of its result.
         metadata: strings for the file's metadata_props, beside fused_ops' and torch's versions and the precision.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from ._calibration import METHODS, Feed, activation_ranges, as_feeds, progress_bar
 from ._files import ExportError, PathLike, check_onnx, check_writable, output, require
+from ._graph import matches
 
 Metric = Callable[[list[np.ndarray], dict[str, np.ndarray]], np.ndarray]
 
@@ -115,7 +115,8 @@ def quantize_onnx(
         calibration: batches, each a dict of arrays or tensors by input name; lengths may differ.
         method: how an activation's range is chosen. "minmax": all of it. "percentile": cut the tails. "entropy": the
             range whose quantised histogram is closest in Kullback-Leibler divergence.
-        include, exclude: patterns on node names or module paths ("encoder.layer.*.output.dense"); default all linears.
+        include, exclude: module paths or node names, with * inside one part of the path and ** across parts
+            ("encoder.layer.*.output.dense"); default all linears.
         bins, quantized_bins: of the histograms; bins must exceed quantized_bins, or entropy has nothing to choose from.
         percentile: per cent of the magnitudes inside the range.
         per_channel: one scale a weight column instead of one a weight.
@@ -225,22 +226,18 @@ def _chosen(op: str, model: Any, include: Sequence[str] | None, exclude: Sequenc
         if isinstance(patterns, str):
             raise ExportError(f"{op}: {argument}: got the string {patterns!r}, allowed: a sequence of patterns")
         for pattern in patterns:
-            if not any(_matches(name, pattern) for name in linears):
+            if not any(matches(name, pattern) for name in linears):
                 raise ExportError(
                     f"{op}: {argument}: got {pattern!r}, allowed: patterns that match a linear, such as {_some(linears)}"
                 )
     chosen = {
         name: node
         for name, node in linears.items()
-        if (include is None or any(_matches(name, p) for p in include)) and not any(_matches(name, p) for p in exclude)
+        if (include is None or any(matches(name, p) for p in include)) and not any(matches(name, p) for p in exclude)
     }
     if not chosen:
         raise ExportError(f"{op}: no linear is left to quantise of {len(linears)}")
     return chosen
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition("/")[0], pattern)
 
 
 def _some(names: Iterable[str]) -> str:
@@ -248,13 +245,29 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _quantized(calibrated: _Calibrated, nodes: Sequence[str], per_channel: bool) -> Any:
-    """A copy of the model with Q and DQ on the inputs and weights of the named nodes."""
+    """A copy of the model with Q and DQ on the inputs and weights of the named nodes, and on nothing else.
+
+    onnxruntime's quantizer puts a quantised tensor before all its consumers, the residual connection too: the linears
+    read theirs through an Identity of their own, which is taken out again afterwards.
+    """
     onnx, quantization = require("onnx", "onnx"), require("onnxruntime.quantization", "onnx")
     calibrate = require("onnxruntime.quantization.calibrate", "onnx")
     qdq = require("onnxruntime.quantization.qdq_quantizer", "onnx")
     model = onnx.ModelProto()
     model.CopyFrom(calibrated.model)
-    data = calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, dict(calibrated.ranges))
+    types = {v.name: v for v in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
+    private: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.name in nodes:
+            private.setdefault(node.input[0], f"{node.input[0]}/linear_input")
+            node.input[0] = private[node.input[0]]
+    for name, copy in private.items():
+        model.graph.node.append(onnx.helper.make_node("Identity", [name], [copy], copy))
+        model.graph.value_info.add().CopyFrom(types[name])
+        model.graph.value_info[-1].name = copy
+    data = calibrate.TensorsData(
+        calibrate.CalibrationMethod.MinMax, {copy: calibrated.ranges[name] for name, copy in private.items()}
+    )
     options = {
         "ActivationSymmetric": True,
         "WeightSymmetric": True,
@@ -265,6 +278,13 @@ def _quantized(calibrated: _Calibrated, nodes: Sequence[str], per_channel: bool)
     quantizer = qdq.QDQQuantizer(model, per_channel, False, int8, int8, data, list(nodes), [], ["MatMul", "Gemm"], options)
     quantizer.quantize_model()
     result = quantizer.model.model
+    origin = {copy: name for name, copy in private.items()}
+    for node in result.graph.node:
+        node.input[:] = [origin.get(name, name) for name in node.input]
+    for graph_list in (result.graph.node, result.graph.value_info):
+        for item in [x for x in graph_list if x.name in origin]:
+            graph_list.remove(item)
+    quantizer.model.topological_sort()
     result.metadata_props.add(key="fused_ops.quantized", value="int8")
     return result
 
