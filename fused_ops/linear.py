@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import math
 from typing import Any, Optional
 
 import torch
@@ -12,55 +11,22 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
-from ._autograd import differentiable_backward, plain_aten
+from ._activations import ACTIVATIONS, SAVES_OUTPUT, activate, activation_derivative, check_activation
+from ._autograd import plain_aten
 from ._checks import refuse, require_device, require_float, require_tensor
-from ._launch import KERNEL_DTYPES, column_sum, device_facts, interpreting, launch, rows_of
+from ._launch import KERNEL_DTYPES, rows_of
+from ._matmul import act_bwd, linear_plan, matmul, matmul_epilogue, product
+from ._matmul_grads import add, linear_grads, times_derivative
 from ._spec import Backward, OpSpec, define
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "relu2": lambda x: F.relu(x).square(),
-}
-SAVES_OUTPUT = frozenset(("none", "relu"))  # the backward needs no pre-activation: relu's sign can be read from y
-
-
-@functools.cache
-def _kernels() -> Any:
-    from .kernels import linear
-
-    return linear
+__all__ = ["ACTIVATIONS", "SPEC", "activation_derivative", "fused_linear", "linear_plain", "linear_plan"]
 
 
 def linear_plain(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, activation: Optional[str] = None) -> Tensor:
     """What fused_linear computes, as PyTorch users write it today: act(F.linear(input, weight, bias))."""
-    pre = F.linear(input, weight, bias)
-    if activation is None or activation == "none":
-        return pre
-    elif activation == "relu":
-        return F.relu(pre)
-    elif activation == "gelu":
-        return F.gelu(pre)
-    elif activation == "gelu_tanh":
-        return F.gelu(pre, approximate="tanh")
-    elif activation == "quick_gelu":
-        return pre * torch.sigmoid(1.702 * pre)
-    elif activation == "silu":
-        return F.silu(pre)
-    elif activation == "sigmoid":
-        return torch.sigmoid(pre)
-    elif activation == "tanh":
-        return torch.tanh(pre)
-    elif activation == "relu2":
-        return F.relu(pre).square()
-    else:
-        raise RuntimeError("fused_linear: activation: unknown name")
+    if activation is None:
+        activation = "none"
+    return activate(F.linear(input, weight, bias), activation)
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool) -> tuple[Tensor, Tensor]:
@@ -73,141 +39,94 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation:
 
 
 def linear_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool) -> tuple[Tensor, Tensor]:
-    """linear_reference by one Triton kernel."""
+    """linear_reference by what linear_plan says: one Triton kernel (two for small M), or cuBLAS and an epilogue."""
     if x.dtype not in KERNEL_DTYPES:
         return linear_reference(x, weight, bias, activation, save_pre)
     N, K = weight.shape
+    none = x.new_empty((0,))
+    x2 = rows_of(x) if K else x.new_empty((math.prod(x.shape[:-1]), 0))
+    plan = linear_plan(x2, weight, activation, save_pre)
+    if plan.backend == "cublas" and activation == "none" and not save_pre:
+        return F.linear(x, weight, bias).contiguous(), none
     y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
-    pre = torch.empty_like(y) if save_pre else x.new_empty((0,))
-    x2 = x.reshape(-1, K) if K else x.new_empty((y.numel() // max(N, 1), 0))
-    matmul(x2, weight, bias, y, pre, activation, save_pre)
+    pre = torch.empty_like(y) if save_pre else none
+    if plan.backend == "cublas":
+        product = pre if save_pre else y
+        torch.mm(x2, weight.t(), out=product.view(-1, N) if N else product.view(x2.shape[0], 0))
+        matmul_epilogue(product, bias, y, activation)
+    else:
+        matmul(x2, weight, bias, y, pre, activation, save_pre)
     return y, pre
-
-
-def matmul(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, pre: Tensor, activation: str, save_pre: bool) -> None:
-    """y = act(x @ weight^T + bias) by linear_fwd_kernel. x (M, K), weight (N, K) of any strides; y, pre contiguous."""
-    (M, K), N = x.shape, weight.shape[0]
-    if M == 0 or N == 0:
-        return
-    kernels = _kernels()
-    config = kernels.linear_config(M, N, K, x.element_size(), *device_facts(x))
-    tf32 = x.dtype is torch.float32 and x.is_cuda and torch.backends.cuda.matmul.allow_tf32
-    launch(
-        kernels.linear_fwd_kernel, -(-M // config.block_m) * -(-N // config.block_n), x,
-        x, weight, x if bias is None else bias, y, pre, M, N, K,
-        stride_xm=x.stride(0), stride_xk=x.stride(1), stride_wn=weight.stride(0), stride_wk=weight.stride(1),
-        stride_b=0 if bias is None else bias.stride(0), stride_ym=N,
-        ACT=activation, HAS_BIAS=bias is not None, SAVE_PRE=save_pre, PRECISION="tf32" if tf32 else "ieee",
-        WIDEN=interpreting() and x.dtype is torch.bfloat16,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=config.group_m,
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
 
 
 def linear_bwd_reference(
     dy: Tensor, x: Tensor, weight: Tensor, saved: Tensor, activation: str, need_dx: bool, need_dw: bool, need_db: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dw, db) in ATen; saved is the pre-activation, or y for relu. A gradient not needed is an empty tensor."""
+    """(dx, dw, db) in ATen; saved is the pre-activation, or y for relu. A gradient not needed is an empty tensor.
+
+    x is read for dw only: without need_dw it may be any tensor.
+    """
     N, K = weight.shape
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    dpre = dy.reshape(-1, N).to(wide) if N else dy.new_empty((x.numel() // max(K, 1), 0), dtype=wide)
+    M = math.prod(dy.shape[:-1])
+    wide = torch.float64 if dy.dtype is torch.float64 else torch.float32
+    dpre = dy.reshape(M, N).to(wide)
     if activation != "none":
-        dpre = dpre * activation_derivative(saved.reshape(dpre.shape).to(wide), activation)
-    low = dpre.to(x.dtype)
-    x2 = x.reshape(-1, K) if K else x.new_empty((low.shape[0], 0))
-    dx = (low @ weight).reshape(x.shape).contiguous() if need_dx else x.new_empty((0,))
-    dw = (low.t() @ x2).contiguous() if need_dw else x.new_empty((0,))
-    db = dpre.sum(0).to(x.dtype) if need_db else x.new_empty((0,))
+        dpre = dpre * activation_derivative(saved.reshape(M, N).to(wide), activation)
+    low = dpre.to(weight.dtype)
+    dx = (low @ weight).reshape((*dy.shape[:-1], K)).contiguous() if need_dx else dy.new_empty((0,))
+    dw = (low.t() @ x.reshape(M, K)).contiguous() if need_dw else dy.new_empty((0,))
+    db = dpre.sum(0).to(weight.dtype) if need_db else dy.new_empty((0,))
     return dx, dw, db
-
-
-def activation_derivative(x: Tensor, activation: str) -> Tensor:
-    """act'(x) in ATen."""
-    ones = torch.ones_like(x)
-    if activation == "relu":
-        return torch.ops.aten.threshold_backward(ones, x, 0)
-    if activation in ("gelu", "gelu_tanh"):
-        return torch.ops.aten.gelu_backward(ones, x, approximate="tanh" if activation == "gelu_tanh" else "none")
-    if activation == "quick_gelu":
-        s = torch.sigmoid(1.702 * x)
-        return s + 1.702 * x * s * (1 - s)
-    if activation == "silu":
-        return torch.ops.aten.silu_backward(ones, x)
-    if activation == "sigmoid":
-        s = torch.sigmoid(x)
-        return s * (1 - s)
-    if activation == "tanh":
-        return 1 - torch.tanh(x).square()
-    if activation == "relu2":
-        return 2 * F.relu(x)
-    return ones
 
 
 def linear_bwd_launch(
     dy: Tensor, x: Tensor, weight: Tensor, saved: Tensor, activation: str, need_dx: bool, need_dw: bool, need_db: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """linear_bwd_reference by Triton kernels: one for dpre and the partial sums of db, then one matmul a gradient."""
+    """linear_bwd_reference by kernels: one for dpre and the partial sums of db, then one product a gradient."""
     N, K = weight.shape
-    if x.dtype not in KERNEL_DTYPES or dy.numel() == 0 or K == 0:
+    if dy.dtype not in KERNEL_DTYPES or dy.numel() == 0 or K == 0:
         return linear_bwd_reference(dy, x, weight, saved, activation, need_dx, need_dw, need_db)
-    dpre, x2 = rows_of(dy), rows_of(x)
-    db = x.new_empty((0,))
+    dpre = rows_of(dy)
+    db = dy.new_empty((0,))
     if need_db or activation != "none":
-        dpre, db = _act_bwd(dpre, saved, activation, need_dx or need_dw, need_db, x.dtype)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_dx else x.new_empty((0,))
-    dw = torch.empty((N, K), dtype=x.dtype, device=x.device) if need_dw else x.new_empty((0,))
+        dpre, db = act_bwd(dpre, saved, activation, need_dx or need_dw, need_db, dy.dtype)
+    dx = torch.empty((*dy.shape[:-1], K), dtype=dy.dtype, device=dy.device) if need_dx else dy.new_empty((0,))
+    dw = torch.empty((N, K), dtype=dy.dtype, device=dy.device) if need_dw else dy.new_empty((0,))
     if need_dx:
-        _product(dpre, weight, dx.view(-1, K))
+        product(dpre, weight, dx.view(-1, K))
     if need_dw:
-        _product(dpre.t(), x2, dw)
+        product(dpre.t(), rows_of(x), dw)
     return dx, dw, db
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a @ b: cuBLAS on a GPU, which has nothing to fuse here; our kernel when interpreting."""
-    if a.is_cuda:
-        torch.mm(a, b, out=out)
-    else:
-        matmul(a, b.t(), None, out, out, "none", False)
-
-
-def _act_bwd(
-    dy: Tensor, saved: Tensor, activation: str, need_dpre: bool, need_db: bool, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """dpre (M, N) in dtype (dy itself without an activation), and db (N,), by linear_act_bwd_kernel."""
-    kernels = _kernels()
-    M, N = dy.shape
-    _, sms = device_facts(dy)
-    rows = kernels.linear_act_bwd_rows(M, N, sms)
-    write = need_dpre and activation != "none"
-    dpre = torch.empty((M, N), dtype=dtype, device=dy.device) if write else dy
-    parts = torch.empty((-(-M // rows), N), dtype=torch.float32, device=dy.device) if need_db else dpre
-    launch(
-        kernels.linear_act_bwd_kernel, -(-M // rows) * -(-N // kernels.ACT_BWD_BLOCK_N), dy,
-        dy, saved, dpre, parts, M, N, rows,
-        stride_dym=dy.stride(0), stride_dyn=dy.stride(1), stride_sm=N, stride_dpm=N,
-        ACT=activation, NEED_DPRE=write, NEED_DB=need_db,
-        BLOCK_M=kernels.ACT_BWD_BLOCK_M, BLOCK_N=kernels.ACT_BWD_BLOCK_N, num_warps=4,
-    )  # fmt: skip
-    return dpre, column_sum(parts, dtype) if need_db else dy.new_empty((0,))
-
-
 class _Linear(torch.autograd.Function):
+    """pre is a second output, hidden from users: a backward that is itself differentiated reaches x through it, so x is
+    kept for dw only."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.activation = activation
         save_pre = activation not in SAVES_OUTPUT
         y, pre = _FWD(x, weight, bias, activation, save_pre)
-        ctx.save_for_backward(x, weight, bias, pre if save_pre else y if activation == "relu" else None)
-        ctx.activation = activation
-        return y
+        need_dx, need_dw, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(
+            x if need_dw else None, weight if need_dx else None, pre if save_pre else y if activation == "relu" else None,
+        )  # fmt: skip
+        ctx.weight_shape = weight.shape
+        return y, pre
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, bias, saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return *differentiable_backward(linear_plain, (x, weight, bias, ctx.activation), dy)[:3], None
+    def backward(ctx: Any, dy: Tensor | None, dpre: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, saved = ctx.saved_tensors
         need_dx, need_dw, need_db, _ = ctx.needs_input_grad
-        dx, dw, db = _BWD(dy, x, weight, dy if saved is None else saved, ctx.activation, need_dx, need_dw, need_db)
+        if torch.is_grad_enabled() or dpre is not None or dy is None:
+            dpre = add(None if dy is None else times_derivative(dy, saved, ctx.activation), dpre)
+            return *linear_grads(dpre, x, weight, ctx.needs_input_grad[:3]), None
+        w = dy.new_empty(()).expand(ctx.weight_shape) if weight is None else weight  # only its shape is read
+        dx, dw, db = _BWD(
+            dy, x if need_dw else dy, w, dy if saved is None else saved, ctx.activation, need_dx, need_dw, need_db
+        )
         return dx if need_dx else None, dw if need_dw else None, db if need_db else None, None
 
 
@@ -256,7 +175,7 @@ def _fused_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation
     if bias is not None and bias.shape != weight.shape[:1]:
         bias = bias.expand(weight.shape[0])
     if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
-        return _Linear.apply(input, weight, bias, name)
+        return _Linear.apply(input, weight, bias, name)[0]
     return _FWD(input, weight, bias, name, False)[0]
 
 
@@ -265,9 +184,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, auto
     require_tensor(op, "input", x)
     require_tensor(op, "weight", weight)
     require_float(op, "input", x)
-    if activation not in ACTIVATIONS:
-        names = "None, " + ", ".join(repr(a) for a in ACTIVATIONS if a != "none")
-        refuse(RuntimeError, op, "activation", repr(activation), names)
+    check_activation(op, activation)
     if weight.dim() not in (1, 2):
         refuse(RuntimeError, op, "weight", f"shape {tuple(weight.shape)}", "shape (N, K) or (K,)")
     if x.dim() == 0:

@@ -32,7 +32,12 @@ class RowConfig:
 
 @dataclass(frozen=True)
 class MatmulConfig:
-    """Tile sizes of a matmul kernel and the number of tile rows that share an L2-resident band of columns."""
+    """How a matmul kernel is launched.
+
+    kind: "pointer" (one tile a program, any strides), "tma" (persistent, tensor descriptors), or "split_k" (K in `splits`
+    parts, then a reduction). group_m tile rows share an L2-resident band of columns. The TMA epilogue runs in `subtiles`
+    column halves (1 or 2), to hold fewer registers. warp_specialize is a request: where it does not compile, it is dropped.
+    """
 
     block_m: int
     block_n: int
@@ -40,6 +45,10 @@ class MatmulConfig:
     num_warps: int
     num_stages: int
     group_m: int = 8
+    kind: str = "pointer"
+    splits: int = 1
+    subtiles: int = 1
+    warp_specialize: bool = False
 
 
 def rows_that_fill(M: int, block_m: int, sms: int, least: int = 1, programs_per_sm: int = 4) -> int:

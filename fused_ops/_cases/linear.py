@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from .._spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
 from ._common import audit_case, cross, randn
+from ._matmul import SMS, matmul_case, unaligned
 
 _NAMES = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "relu2")
 
@@ -32,7 +34,8 @@ def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
         yield case(f"mnk({M}, {N}, {K})", r(M, K), N, "gelu")
     yield case("1d", r(33), 5, "silu")
     yield case("4d", r(2, 3, 4, 33), 5, "silu")
-    yield case("long_k", r(3, 4099), 5, None)
+    yield case("long_k", r(3, 1031), 5, None)  # K in parts, the last one short
+    yield case("descriptors", r(72, 40), 24, "gelu")  # on Hopper: aligned for TMA, tiles that overhang
     yield case("transposed", r(33, 19).t(), 21, "gelu")
     yield case("sliced", r(38, 80)[::2, 1:66], 21, "gelu")
     yield case("expanded", r(1, 33).expand(6, 33), 21, "gelu")
@@ -85,18 +88,18 @@ def bwd_bound(
     from ..linear import activation_derivative
 
     N, K = weight.shape
-    G = dy.double().reshape(x.numel() // max(K, 1) if N == 0 else -1, N)
+    G = dy.double().reshape(math.prod(dy.shape[:-1]), N)
     slope = activation_derivative(saved.double().reshape(G.shape), activation) if activation != "none" else torch.ones_like(G)
     dpre = G * slope
-    rounding = 0.0 if activation == "none" else 0.505 * torch.finfo(x.dtype).eps * 2**24
+    rounding = 0.0 if activation == "none" else 0.505 * torch.finfo(dy.dtype).eps * 2**24
     size = dpre.abs() + 4.0 * G.abs() * (1.0 + saved.double().reshape(G.shape).abs() if activation != "none" else 1.0)
     size = size.nan_to_num(0.0, 0.0)  # rows of NaN and infinities are compared by place
-    X = x.double().reshape(G.shape[0], K)
+    X = x.double().reshape(G.shape[0], K) if need_dw else G.new_zeros((G.shape[0], K))
     W = weight.double()
     dx_terms = N**0.5 * (size @ W.abs()) + rounding * (dpre.abs() @ W.abs())
     dw_terms = G.shape[0] ** 0.5 * (size.t() @ X.abs()) + rounding * (dpre.abs().t() @ X.abs())
     return (
-        Expected((dpre @ W).reshape(x.shape), dx_terms.reshape(x.shape)) if need_dx else None,
+        Expected((dpre @ W).reshape((*dy.shape[:-1], K)), dx_terms.reshape((*dy.shape[:-1], K))) if need_dx else None,
         Expected(dpre.t() @ X, dw_terms) if need_dw else None,
         Expected(dpre.sum(0), G.shape[0] ** 0.5 * size.sum(0)) if need_db else None,
     )
@@ -155,25 +158,39 @@ BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager"
 
 
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
-    """Every tile the chooser can return, with the costliest activation and the pre-activation stored."""
-    from ..kernels import linear
+    """Every tile that the chooser returns, with the costliest activation and the pre-activation stored."""
+    from ..kernels import linear, linear_bwd, linear_splitk, linear_tma
+    from ..kernels.linear_config import linear_config
 
-    sms = 132
-    shapes = ((1, 14336, 4096), (16, 14336, 4096), (64, 14336, 4096), (256, 1024, 4096), (16384, 3072, 768))
+    flags = {"ACT": "gelu", "HAS_BIAS": True, "SAVE_PRE": True, "HAS_SCALE": False, "X_T": False, "W_T": False}
+    shapes = ((16, 14336, 4096), (64, 14336, 4096), (64, 4096, 256), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 1024),
+              (2048, 1024, 4096), (16384, 3072, 768))  # fmt: skip
     for (M, N, K), dtype in cross(shapes, (torch.bfloat16, torch.float32)):
-        config = linear.linear_config(M, N, K, dtype.itemsize, capability, sms)
         args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y", "pre")}
-        args |= {"M": M, "N": N, "K": K, "stride_xm": K, "stride_xk": 1, "stride_wn": K, "stride_wk": 1}
-        args |= {"stride_b": 1, "stride_ym": N}
-        constexprs = {
-            "ACT": "gelu", "HAS_BIAS": True, "SAVE_PRE": True, "WIDEN": False, "PRECISION": "ieee",
-            "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": config.group_m,
-        }  # fmt: skip
-        name = f"{config.block_m}x{config.block_n}x{config.block_k}"
-        yield audit_case(linear.linear_fwd_kernel, name, dtype, args, constexprs, config.num_warps, config.num_stages)
+        args |= {"xs_ptr": "*x", "ws_ptr": "*x", "part_ptr": "*fp32", "M": M, "N": N, "K": K, "k_per_split": 256}
+        args |= {"stride_xm": K, "stride_xk": 1, "stride_wn": K, "stride_wk": 1, "stride_b": 1, "stride_ym": N}
+        args |= {"stride_xs": 0, "stride_ws": 0, "stride_x": K, "stride_w": K, "stride_y": N}
+        for access in ("tma", "aligned", "any"):
+            config = linear_config(M, N, K, dtype.itemsize, capability, SMS, access)
+            label = "any " if access == "any" else ""
+            given = unaligned(args, dtype) if access == "any" else args
+            if config.kind == "tma":
+                yield matmul_case(linear_tma.linear_fwd_tma_kernel, config, dtype, args, flags)
+                yield matmul_case(
+                    linear_tma.linear_fwd_tma_kernel, config, dtype, args, flags | {"X_T": True, "W_T": True}, "T "
+                )
+            elif config.kind == "split_k":
+                yield matmul_case(linear_splitk.linear_split_k_kernel, config, dtype, given, flags, label)
+            else:
+                yield matmul_case(linear.linear_fwd_kernel, config, dtype, given, flags, label)
+    for dtype in (torch.bfloat16, torch.float32):
+        args = {f"{p}_ptr": "*x" for p in ("b", "y", "pre", "xs", "ws")}
+        args |= {"part_ptr": "*fp32", "M": 16, "N": 14336, "S": 2, "stride_b": 1, "stride_xs": 0, "stride_ws": 0}
+        constexprs = {k: flags[k] for k in ("ACT", "HAS_BIAS", "SAVE_PRE", "HAS_SCALE")} | {"BLOCK": linear_splitk.REDUCE_BLOCK}
+        yield audit_case(linear_splitk.linear_reduce_kernel, "gelu", dtype, args, constexprs, 4)
     for activation, dtype in cross(("gelu", "gelu_tanh", "tanh", "none"), (torch.bfloat16, torch.float32)):
         args = {"dy_ptr": "*x", "saved_ptr": "*x", "dpre_ptr": "*x", "db_part_ptr": "*fp32", "M": 16384, "N": 3072}
         args |= {"rows_per_program": 384, "stride_dym": 3072, "stride_dyn": 1, "stride_sm": 3072, "stride_dpm": 3072}
         constexprs = {"ACT": activation, "NEED_DPRE": activation != "none", "NEED_DB": True}
-        constexprs |= {"BLOCK_M": linear.ACT_BWD_BLOCK_M, "BLOCK_N": linear.ACT_BWD_BLOCK_N}
-        yield audit_case(linear.linear_act_bwd_kernel, activation, dtype, args, constexprs, 4)
+        constexprs |= {"BLOCK_M": linear_bwd.ACT_BWD_BLOCK_M, "BLOCK_N": linear_bwd.ACT_BWD_BLOCK_N}
+        yield audit_case(linear_bwd.linear_act_bwd_kernel, activation, dtype, args, constexprs, linear_bwd.ACT_BWD_WARPS)

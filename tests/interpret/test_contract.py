@@ -103,7 +103,7 @@ def test_row_of_2_to_the_20() -> None:
 
 def test_kernels_really_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this, an ATen fallback would pass every other test of this file."""
-    from fused_ops import _launch, layer_norm, linear, softmax
+    from fused_ops import _launch, _matmul, layer_norm, softmax
 
     ran: list[str] = []
 
@@ -112,7 +112,7 @@ def test_kernels_really_ran(monkeypatch: pytest.MonkeyPatch) -> None:
         launch(kernel, *args, **kwargs)
 
     launch = _launch.launch
-    for module in (_launch, layer_norm, linear, softmax):
+    for module in (_launch, _matmul, layer_norm, softmax):
         monkeypatch.setattr(module, "launch", spy)
     x = torch.randn(5, 9, requires_grad=True)
     w = torch.randn(7, 9, requires_grad=True)

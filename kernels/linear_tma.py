@@ -1,0 +1,132 @@
+"""Persistent matmuls over TMA descriptors, for Hopper and datacentre Blackwell.
+
+Operands, 16 or 8 bits wide, with 16-byte aligned pointers and row strides and a last stride of 1; X_T, W_T: the operand
+is stored transposed. One program an SM walks the tiles in L2-aware order. Descriptors are made in the kernel: a launch
+passes plain pointers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .activations import activate, activation_grad
+from .linear_tiles import descriptor, descriptor_product, halves, operand, tile_of
+
+
+@triton.jit
+def _store_fwd(
+    acc, b_ptr, y_desc, pre_desc, xs_ptr, ws_ptr, row, col, M, N, stride_b, stride_xs, stride_ws,
+    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, SAVE_PRE: tl.constexpr, HAS_SCALE: tl.constexpr, OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUBTILES: tl.constexpr,
+):  # fmt: skip
+    """Scale, bias, activation and stores of the BLOCK_N columns from col on, in SUBTILES parts."""
+    if SUBTILES > 1:
+        left, right = halves(acc, BLOCK_M, BLOCK_N)
+        HALF: tl.constexpr = BLOCK_N // 2
+        _store_fwd(left, b_ptr, y_desc, pre_desc, xs_ptr, ws_ptr, row, col, M, N, stride_b, stride_xs, stride_ws,
+                   ACT, HAS_BIAS, SAVE_PRE, HAS_SCALE, OUT, BLOCK_M, HALF, SUBTILES // 2)  # fmt: skip
+        _store_fwd(right, b_ptr, y_desc, pre_desc, xs_ptr, ws_ptr, row, col + HALF, M, N, stride_b, stride_xs, stride_ws,
+                   ACT, HAS_BIAS, SAVE_PRE, HAS_SCALE, OUT, BLOCK_M, HALF, SUBTILES // 2)  # fmt: skip
+    else:
+        cols = col.to(tl.int64) + tl.arange(0, BLOCK_N)
+        if HAS_SCALE:
+            rows = row.to(tl.int64) + tl.arange(0, BLOCK_M)
+            acc *= tl.load(xs_ptr + rows * stride_xs, mask=rows < M, other=0.0)[:, None]
+            acc *= tl.load(ws_ptr + cols * stride_ws, mask=cols < N, other=0.0)[None, :]
+        if HAS_BIAS:
+            acc += tl.load(b_ptr + cols * stride_b, mask=cols < N, other=0.0).to(tl.float32)[None, :]
+        if SAVE_PRE:
+            pre_desc.store([row, col], acc.to(OUT))
+        y_desc.store([row, col], activate(acc, ACT).to(OUT))
+
+
+@triton.jit
+def linear_fwd_tma_kernel(
+    x_ptr, w_ptr, b_ptr, y_ptr, pre_ptr, xs_ptr, ws_ptr, M, N, K,
+    stride_x, stride_w, stride_b, stride_y, stride_xs, stride_ws,
+    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, SAVE_PRE: tl.constexpr, HAS_SCALE: tl.constexpr,
+    X_T: tl.constexpr, W_T: tl.constexpr, PRECISION: tl.constexpr, IMPRECISE: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    SUBTILES: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+):  # fmt: skip
+    """y = act(pre),  pre = (x @ w^T) * xs[:, None] * ws[None, :] + b
+
+    x (M, K), w (N, K): bf16, fp16 or fp8 | b (N,) any float | y, pre (M, N) of y's dtype, row stride stride_y
+    xs, ws fp32, (M,) and (N,), or one number with stride 0; only where HAS_SCALE.
+    Grid (min(SMs, tiles),), persistent. fp32 accumulation. pre is written only where SAVE_PRE.
+    """
+    OUT: tl.constexpr = y_ptr.dtype.element_ty
+    WIDTH: tl.constexpr = BLOCK_N // SUBTILES
+    x_desc = operand(x_ptr, M, K, stride_x, BLOCK_M, BLOCK_K, X_T)
+    w_desc = operand(w_ptr, N, K, stride_w, BLOCK_N, BLOCK_K, W_T)
+    y_desc = descriptor(y_ptr, M, N, stride_y, BLOCK_M, WIDTH)
+    pre_desc = y_desc
+    if SAVE_PRE:
+        pre_desc = descriptor(pre_ptr, M, N, stride_y, BLOCK_M, WIDTH)
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), warp_specialize=WARP_SPECIALIZE):
+        tile_m, tile_n = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
+        acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+        acc = descriptor_product(x_desc, w_desc, acc, row, col, K, X_T, W_T, PRECISION, IMPRECISE, WIDEN, BLOCK_K)
+        _store_fwd(acc, b_ptr, y_desc, pre_desc, xs_ptr, ws_ptr, row, col, M, N, stride_b, stride_xs, stride_ws,
+                   ACT, HAS_BIAS, SAVE_PRE, HAS_SCALE, OUT, BLOCK_M, BLOCK_N, SUBTILES)  # fmt: skip
+
+
+@triton.jit
+def _store_dact(
+    acc, saved_desc, dpre_desc, h_desc, db_ptr, tile_m, row, col, N,
+    ACT: tl.constexpr, NEED_H: tl.constexpr, NEED_DB: tl.constexpr, OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUBTILES: tl.constexpr,
+):  # fmt: skip
+    """dpre, the tile's column sums, and act(saved), for the BLOCK_N columns from col on."""
+    if SUBTILES > 1:
+        left, right = halves(acc, BLOCK_M, BLOCK_N)
+        HALF: tl.constexpr = BLOCK_N // 2
+        _store_dact(left, saved_desc, dpre_desc, h_desc, db_ptr, tile_m, row, col, N,
+                    ACT, NEED_H, NEED_DB, OUT, BLOCK_M, HALF, SUBTILES // 2)  # fmt: skip
+        _store_dact(right, saved_desc, dpre_desc, h_desc, db_ptr, tile_m, row, col + HALF, N,
+                    ACT, NEED_H, NEED_DB, OUT, BLOCK_M, HALF, SUBTILES // 2)  # fmt: skip
+    else:
+        saved = saved_desc.load([row, col]).to(tl.float32)
+        dpre = activation_grad(saved, acc, ACT)
+        if NEED_DB:
+            cols = col.to(tl.int64) + tl.arange(0, BLOCK_N)
+            tl.store(db_ptr + tile_m.to(tl.int64) * N + cols, tl.sum(dpre, axis=0), mask=cols < N)
+        dpre_desc.store([row, col], dpre.to(OUT))
+        if NEED_H:
+            h_desc.store([row, col], activate(saved, ACT).to(OUT))
+
+
+@triton.jit
+def linear_dact_tma_kernel(
+    x_ptr, w_ptr, saved_ptr, dpre_ptr, h_ptr, db_ptr, M, N, K, stride_x, stride_w,
+    ACT: tl.constexpr, NEED_H: tl.constexpr, NEED_DB: tl.constexpr,
+    X_T: tl.constexpr, W_T: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    SUBTILES: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+):  # fmt: skip
+    """dpre = (x @ w^T) * act'(saved);   db[p] = sum of dpre over tile row p;   h = act(saved)
+
+    x (M, K), w (N, K): bf16 or fp16 | saved (the pre-activation, or the output of relu), dpre, h (M, N) of that dtype,
+    contiguous | db (cdiv(M, BLOCK_M), N) fp32, from dpre before it is rounded. h and db only where NEED_H and NEED_DB.
+    Rows beyond M are zero in x, so they add nothing to db. Grid (min(SMs, tiles),), persistent. fp32 accumulation.
+    """
+    OUT: tl.constexpr = dpre_ptr.dtype.element_ty
+    WIDTH: tl.constexpr = BLOCK_N // SUBTILES
+    x_desc = operand(x_ptr, M, K, stride_x, BLOCK_M, BLOCK_K, X_T)
+    w_desc = operand(w_ptr, N, K, stride_w, BLOCK_N, BLOCK_K, W_T)
+    saved_desc = descriptor(saved_ptr, M, N, N, BLOCK_M, WIDTH)
+    dpre_desc = descriptor(dpre_ptr, M, N, N, BLOCK_M, WIDTH)
+    h_desc = dpre_desc
+    if NEED_H:
+        h_desc = descriptor(h_ptr, M, N, N, BLOCK_M, WIDTH)
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), warp_specialize=WARP_SPECIALIZE):
+        tile_m, tile_n = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
+        acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+        acc = descriptor_product(x_desc, w_desc, acc, row, col, K, X_T, W_T, PRECISION, 0, WIDEN, BLOCK_K)
+        _store_dact(acc, saved_desc, dpre_desc, h_desc, db_ptr, tile_m, row, col, N,
+                    ACT, NEED_H, NEED_DB, OUT, BLOCK_M, BLOCK_N, SUBTILES)  # fmt: skip
