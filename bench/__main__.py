@@ -1,0 +1,110 @@
+"""python -m bench run | report | compare | providers | plan"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .environment import ROOT, device_folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure what this machine can, then write JSON, CSV, pictures and report.html")
+    run.add_argument("--out", type=Path, default=None, help="default: bench/out/<gpu or cpu>")
+    run.add_argument("--only", default="", help="regular expression on a measurement's id, such as softmax-4k-bf16-fwd")
+    run.add_argument("--budget", type=float, default=None, help="seconds after which nothing new is started")
+    run.add_argument("--resume", action="store_true", help="keep and continue the results already in the folder")
+    report = commands.add_parser("report", help="draw the pictures and report.html from a results file")
+    report.add_argument("results", type=Path, help="results.csv, or the folder that holds it")
+    report.add_argument("--out", type=Path, default=None, help="default: beside the results")
+    compared = commands.add_parser("compare", help="exit status 1 when ours became slower by more than the threshold")
+    compared.add_argument("before", type=Path)
+    compared.add_argument("after", type=Path)
+    compared.add_argument("--threshold", type=float, default=0.05, help="0.05 is 5%%")
+    providers = commands.add_parser("providers", help="who can be measured here, and why the others cannot")
+    providers.add_argument("--device", default=None, help="cuda or cpu; default: what is there")
+    plan = commands.add_parser("plan", help="the GPU matrix in the order it would run")
+    plan.add_argument("--only", default="")
+    args = parser.parse_args(argv)
+    return {"run": _run, "report": _report, "compare": _compare, "providers": _providers, "plan": _plan}[args.command](args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    import pytest
+
+    out = args.out or ROOT / "bench" / "out" / device_folder()
+    out.mkdir(parents=True, exist_ok=True)
+    results = out / "results.csv"
+    if not args.resume:
+        results.unlink(missing_ok=True)
+    options = [f"--bench-csv={results}", f"--benchmark-json={out / 'benchmark.json'}", "--benchmark-columns=median,iqr,rounds"]
+    options += [f"--bench-only={args.only}"] if args.only else []
+    options += [f"--bench-budget={args.budget}"] if args.budget else []
+    options += ["--bench-resume"] if args.resume else []
+    status = int(pytest.main([str(ROOT / "bench"), "-q", *options]))
+    if results.exists():
+        _report(argparse.Namespace(results=out, out=out))
+    return status
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .compare import results_file
+
+    try:
+        results = results_file(args.results)
+        from .report import write_report
+    except FileNotFoundError as error:
+        print(f"python -m bench: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"python -m bench: the report needs {error.name}: pip install 'fused-ops[bench]'", file=sys.stderr)
+        return 2
+    print(f"wrote {write_report(results, args.out or results.parent)}")
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from .compare import compare, machine, results_file, table
+
+    try:
+        changes, lost = compare(args.before, args.after)
+        machines = [machine(results_file(p)) for p in (args.before, args.after)]
+    except (OSError, ValueError) as error:
+        print(f"python -m bench compare: {error}", file=sys.stderr)
+        return 2
+    if machines[0] != machines[1]:
+        print(f"note: different machines: {machines[0]} before, {machines[1]} after")
+    if not changes:
+        print("python -m bench compare: the two runs have no measurement in common", file=sys.stderr)
+        return 2
+    text, regressed = table(changes, lost, args.threshold)
+    print(text)
+    return 1 if regressed else 0
+
+
+def _providers(args: argparse.Namespace) -> int:
+    import torch
+
+    from .providers import PROVIDERS
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    for provider in PROVIDERS:
+        print(f"{provider.name:<22} {provider.available(device) or 'available'}")
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from .providers import PROVIDERS
+    from .tasks import matrix
+
+    for task, provider in matrix(args.only, [p.name for p in PROVIDERS]):
+        moved, flops = task.work()
+        print(f"{task.id}-{provider}  {moved / 1e6:.1f} MB  {flops / 1e9:.1f} GFLOP")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
