@@ -9,12 +9,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Places = tuple[tuple[dict[str, Any], str], ...]  # (a module's table of children, a key in it): where Linears are
+
 
 class Absorbed:
-    """Mixin of an activation whose work the Linear before it now does: the identity."""
+    """Mixin of an activation whose work the Linears before it now do: the identity.
+
+    _fuse_linears says where those Linears are, so that one replaced later (by PEFT, say) is an error and not a wrong result.
+    """
+
+    _fuse_linears: Places
 
     def forward(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            still_there(self._fuse_linears)
         return input
+
+
+class AbsorbedFunction:
+    """Absorbed for an activation function that a module held as an attribute."""
+
+    def __init__(self, linears: Places) -> None:
+        self._fuse_linears = linears
+
+    def __call__(self, input: Tensor) -> Tensor:
+        still_there(self._fuse_linears)
+        return input
+
+
+def still_there(linears: Places) -> None:
+    """Raise when a Linear that took over an activation is no longer in its place."""
+    for modules, key in linears:
+        if getattr(modules.get(key), "activation", None) is None:
+            raise RuntimeError(
+                f"fuse: the Linear {key!r}, which applied the activation after it, was replaced after fuse by"
+                f" {type(modules.get(key)).__name__}: call unfuse(model) before such a change and fuse(model) after it"
+            )
 
 
 class AbsorbedReLU(Absorbed, nn.ReLU):
@@ -35,11 +65,6 @@ class AbsorbedSigmoid(Absorbed, nn.Sigmoid):
 
 class AbsorbedTanh(Absorbed, nn.Tanh):
     """nn.Tanh, applied by the FusedLinear before it."""
-
-
-def absorbed(input: Tensor) -> Tensor:
-    """The identity in the place of an activation function that a module held as an attribute."""
-    return input
 
 
 # class -> (its identity subclass, the name of the activation for one instance or None). Exact classes only.

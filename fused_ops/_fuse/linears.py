@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from ..nn import FusedLinear
 from . import activations, conditions, hf
-from .activations import absorbed
 from .match import Match, Verdict, match_linears
 from .report import ALREADY, FUSED, LEFT
 from .run import Run
@@ -199,12 +199,21 @@ def _apply(run: Run, parent: Parent, path: str, match: Match) -> str:
     """Fuse the Linear at path with its activation, in place; returns what the report says."""
     linear = parent.linears[path]
     run.swap(linear, linear_classes()[type(linear)], activation=match.activation)
+    table, _, key = path.rpartition(".")
+    place = (parent.module.get_submodule(table)._modules, key)
     if match.site.kind == "module":
-        module = parent.module.get_submodule(match.site.name)
-        if not isinstance(module, activations.Absorbed):  # an earlier Linear may share it
-            run.swap(module, activations.modules()[type(module)][0])
-    elif parent.module.__dict__[match.site.name] is not absorbed:
-        run.swap(parent.module, type(parent.module), **{match.site.name: absorbed})
+        module: Any = parent.module.get_submodule(match.site.name)
+        if isinstance(module, activations.Absorbed):  # an earlier Linear shares it
+            module._fuse_linears += (place,)
+        else:
+            run.swap(module, activations.modules()[type(module)][0], _fuse_linears=(place,))
+    else:
+        held = parent.module.__dict__[match.site.name]
+        if isinstance(held, activations.AbsorbedFunction):
+            held._fuse_linears += (place,)
+        else:
+            function = activations.AbsorbedFunction((place,))
+            run.swap(parent.module, type(parent.module), **{match.site.name: function})
     return f"with {match.activation} ({match.site.name})" + _fast_path(parent.module)
 
 

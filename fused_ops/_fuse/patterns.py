@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from ..nn import FusedLinear
-from .activations import Absorbed, absorbed
+from .activations import Absorbed
 from .match import activation_at
 
 _MUL = (operator.mul, operator.imul, torch.mul)
@@ -149,7 +149,7 @@ def _plain_linear(module: nn.Module, node: Node) -> bool:
 
 
 def _is_absorbed(module: nn.Module, node: Node) -> bool:
-    return isinstance(_called(module, node), Absorbed) or (node.op == "call_function" and node.target is absorbed)
+    return isinstance(_called(module, node), Absorbed)
 
 
 def _is_mul(node: Node) -> bool:

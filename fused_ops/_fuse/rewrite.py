@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from . import conditions
-from .activations import absorbed, function_activation
+from .activations import AbsorbedFunction, function_activation
 from .patterns import Chain, Fused, chains
 from .trace import UntraceableError, trace_once
 
@@ -196,7 +196,7 @@ def fixed_code(forward: Any, module: nn.Module) -> tuple[tuple[str, Any], ...]:
 
 
 def _is_activation(value: Any) -> bool:
-    return value is absorbed or (not isinstance(value, nn.Module) and function_activation(value) is not None)
+    return isinstance(value, AbsorbedFunction) or (not isinstance(value, nn.Module) and function_activation(value) is not None)
 
 
 def _is_torch(name: str, value: Any) -> bool:

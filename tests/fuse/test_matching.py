@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -305,3 +306,51 @@ def test_tracing_leaves_no_trace():
     assert set(model.__dict__) == before
     assert model.training
     assert torch.finfo(torch.float16).max == 65504
+
+
+class Lora(nn.Module):
+    """What PEFT puts in a Linear's place: the Linear is inside it, and something is added to its output."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.Linear(base_layer.in_features, 2, bias=False)
+        self.lora_B = nn.Linear(2, base_layer.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
+Lora.__module__ = "peft.tuners.lora.layer"
+
+
+def test_peft_wrappers_are_left():
+    model = Block()
+    model.fc1 = Lora(model.fc1)
+    reference = copy.deepcopy(model)
+    report = fuse(model)
+    assert detail(report, "fc1.base_layer") == "is wrapped by PEFT's Lora"
+    assert status(report)["norm"] == "fused"
+    assert_same(model, reference, torch.randn(4, 6))
+
+
+class HeldBlock(Mlp):
+    """As torch.nn.TransformerEncoderLayer, which holds F.relu."""
+
+    def forward(self, x):
+        return self.fc2(self.activate(self.fc1(x)))
+
+
+@pytest.mark.parametrize("model", [Mlp(act=nn.ReLU()), HeldBlock(F.relu)], ids=lambda m: type(m).__name__)
+def test_a_linear_wrapped_after_fuse_is_an_error_and_not_a_wrong_result(model: Mlp):
+    if type(model) is Mlp:
+        model = nn.Sequential(model.fc1, model.act)
+    x, name = x4(), "0" if isinstance(model, nn.Sequential) else "fc1"
+    fuse(model)
+    for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        copied(x)
+        setattr(copied, name, Lora(copied.get_submodule(name)))
+        with pytest.raises(RuntimeError, match=rf"the Linear '{name}'.* was replaced after fuse by Lora: call unfuse"):
+            copied(x)
+        unfuse(copied)
+        copied(x)
