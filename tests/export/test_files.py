@@ -1,0 +1,206 @@
+"""Outputs that appear whole or not at all, and hostile ONNX files that give one clear error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import external_data_helper
+
+from fused_ops.export import ExportError
+from fused_ops.export._files import check_onnx, check_writable, output, require, sha256_of, write_bytes
+
+from . import onnx_files
+
+
+def test_output_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    with output("op", target) as staged:
+        staged.write_bytes(b"new")
+        (staged.parent / "a.bin.data").write_bytes(b"weights")
+        assert not target.exists()
+    assert target.read_bytes() == b"new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.bin.data"]
+    assert target.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _fail(target: Path) -> None:
+    with output("op", target) as staged:
+        staged.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+
+def test_failure_leaves_the_old_file(tmp_path: Path) -> None:
+    target = write_bytes("op", tmp_path / "a.bin", b"old")
+    with pytest.raises(KeyboardInterrupt):
+        _fail(target)
+    with pytest.raises(ExportError, match="nothing was written"), output("op", target):
+        pass
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_link_is_replaced_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"kept")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    write_bytes("op", tmp_path / "link", b"new")
+    assert (tmp_path / "kept").read_bytes() == b"kept"
+    assert not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("bad", ["", "missing/a.bin", "/proc/a.bin", "/dev/null"])
+def test_paths_that_cannot_be_written(bad: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="op: path: got"):
+        check_writable("op", tmp_path / bad)
+
+
+def test_missing_package_names_the_extra() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"no_such_package is not installed; .* pip install 'fused-ops\[onnx\]'"):
+        require("no_such_package.part", "onnx")
+
+
+def test_without_onnx(tmp_path: Path) -> None:
+    """Importing fused_ops.export needs no onnx; using export_onnx says what to install, before any work."""
+    code = """
+import sys
+sys.modules["onnx"] = None
+import torch, fused_ops.export
+try:
+    fused_ops.export.export_onnx(torch.nn.Linear(2, 2), (torch.randn(1, 2),), "m.onnx")
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "pip install 'fused-ops[onnx]'" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_import_is_lazy() -> None:
+    code = """
+import sys, fused_ops.export
+from fused_ops.export import ExportError
+loaded = [m for m in ("onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "rich", "typer") if m in sys.modules]
+assert not loaded, loaded
+assert "verify" in dir(fused_ops.export)
+import fused_ops.export._verify
+assert callable(fused_ops.export.verify)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sha256(tmp_path: Path) -> None:
+    write_bytes("op", tmp_path / "a", b"abc")
+    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def external(tmp_path: Path, location: str, offset: int | None = None, length: int | None = None) -> Path:
+    """linear_model with its weight in a file of 512 bytes, described as given."""
+    model = onnx_files.linear_model()
+    tensor = model.graph.initializer[0]
+    data = bytes(tensor.raw_data)
+    (tmp_path / "weights.data").write_bytes(data)
+    external_data_helper.set_external_data(tensor, location, offset, length)
+    tensor.ClearField("raw_data")
+    path = tmp_path / "external.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_good_external_data(tmp_path: Path) -> None:
+    assert check_onnx(external(tmp_path, "weights.data")).graph.name == "linear"
+    assert check_onnx(external(tmp_path, "weights.data", 0, 512)).graph.name == "linear"
+
+
+@pytest.mark.parametrize(
+    ("location", "offset", "length"),
+    [
+        ("../weights.data", None, None),
+        ("folder/../../weights.data", None, None),
+        ("/etc/passwd", None, None),
+        ("", None, None),
+        ("link", None, None),
+        ("link_folder/passwd", None, None),
+        ("missing.data", None, None),
+        ("weights.data", -1, None),
+        ("weights.data", 0, 513),
+        ("weights.data", 512, 512),
+        ("weights.data", 0, -1),
+        ("weights.data", 0, 2**62),
+        (".", None, None),
+    ],
+)
+def test_hostile_external_data(location: str, offset: int | None, length: int | None, tmp_path: Path) -> None:
+    path = external(tmp_path, location, offset, length)
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    (tmp_path / "link_folder").symlink_to("/etc")
+    with pytest.raises(ExportError, match="external data"):
+        check_onnx(path)
+
+
+def test_caps(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="allowed: 1 to 10 bytes"):
+        check_onnx(onnx_files.save(onnx_files.linear_model(), tmp_path / "m.onnx"), max_bytes=10)
+    with pytest.raises(ExportError, match="external data of 512 bytes, allowed: at most 100"):
+        check_onnx(external(tmp_path, "weights.data"), max_external_bytes=100)
+
+
+def test_invalid_graphs(tmp_path: Path) -> None:
+    model = onnx_files.linear_model()
+    model.graph.node[1].output[0] = "h"  # not SSA
+    with pytest.raises(ExportError, match="is not valid ONNX"):
+        check_onnx(onnx_files.save(model, tmp_path / "ssa.onnx"))
+    model = onnx_files.linear_model()
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16  # full_check alone sees this
+    with pytest.raises(ExportError, match="is not valid ONNX"):
+        check_onnx(onnx_files.save(model, tmp_path / "types.onnx"))
+
+
+FUZZ = """
+import random, sys
+from pathlib import Path
+from fused_ops.export import ExportError
+from fused_ops.export._files import check_onnx
+data = Path("good.onnx").read_bytes()
+random.seed(0)
+refused = 0
+for _ in range(600):
+    bad = bytearray(data)
+    for _ in range(random.choice((1, 2, 8, 64))):
+        kind, at = random.random(), random.randrange(len(bad))
+        if kind < 0.5:
+            bad[at] = random.randrange(256)
+        elif kind < 0.7:
+            del bad[at : at + random.randrange(1, 40)]
+        elif kind < 0.9:
+            bad[at:at] = bad[at : at + random.randrange(1, 40)]
+        else:
+            del bad[at:]
+        if not bad:
+            bad = bytearray(1)
+    Path("bad.onnx").write_bytes(bad)
+    try:
+        check_onnx("bad.onnx")
+    except ExportError:
+        refused += 1
+print(refused)
+"""
+
+
+def test_fuzzed_bytes_never_crash(tmp_path: Path) -> None:
+    """600 damaged files: each is valid ONNX still (damage inside a name or a weight), or one ExportError."""
+    onnx_files.save(onnx_files.linear_model(), tmp_path / "good.onnx")
+    result = subprocess.run(
+        [sys.executable, "-c", FUZZ], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert int(result.stdout) > 200
