@@ -106,4 +106,4 @@ def _archive(source: Path) -> dict[str, Any]:
             f"{OP}: {str(source)!r}: got an archive of another kind, allowed: TorchScript, AOTInductor, ExportedProgram"
         )
     largest = sorted(members, key=lambda member: -member[1])[:10]
-    return {"kind": kind, "members": len(members), "largest": {name.partition("/")[2]: size for name, size in largest}}
+    return {"kind": kind, "members": len(members), "largest": [f"{size} {name.partition('/')[2]}" for name, size in largest]}
