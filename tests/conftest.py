@@ -21,3 +21,8 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not torch.cuda.is_available():
+        terminalreporter.write_line("tests/gpu: not run, there is no CUDA device here")
