@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ class Absorbed:
     _fuse_linears says where those Linears are, so that one replaced later (by PEFT, say) is an error and not a wrong result.
     """
 
-    _fuse_linears: Places
+    if TYPE_CHECKING:  # torch.jit.script reads annotations, and cannot read this one
+        _fuse_linears: Places
 
     def forward(self, input: Tensor) -> Tensor:
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]

@@ -1,0 +1,74 @@
+"""fused_ops.nn: the modules by themselves."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from fused_ops import fuse
+from fused_ops.linear import ACTIVATIONS, linear_plain
+from fused_ops.nn import FusedLayerNorm, FusedLinear, FusedSoftmax
+
+
+@pytest.mark.parametrize(
+    ("fused", "plain"),
+    [
+        (FusedLayerNorm((3, 4)), nn.LayerNorm((3, 4))),
+        (FusedLayerNorm(4, bias=False), nn.LayerNorm(4, bias=False)),
+        (FusedLayerNorm(4, elementwise_affine=False), nn.LayerNorm(4, elementwise_affine=False)),
+        (FusedLinear(4, 6), nn.Linear(4, 6)),
+        (FusedLinear(4, 6, bias=False), nn.Linear(4, 6, bias=False)),
+        (FusedSoftmax(dim=1), nn.Softmax(dim=1)),
+    ],
+    ids=lambda m: str(m),
+)
+def test_same_state_and_results(fused: nn.Module, plain: nn.Module):
+    assert isinstance(fused, type(plain))
+    plain.load_state_dict(fused.state_dict(), strict=True)
+    x = torch.randn(2, 3, 4)
+    torch.testing.assert_close(fused(x), plain(x))
+    for copied in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        torch.testing.assert_close(copied(x), plain(x))
+    torch.testing.assert_close(fused.to(torch.float64)(x.double()), plain.double()(x.double()))
+    assert repr(fused).startswith("Fused")
+
+
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "none"])
+def test_linear_applies_its_activation(activation: str):
+    layer = FusedLinear(4, 6, activation=activation)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(layer(x), linear_plain(x, layer.weight, layer.bias, activation))
+    assert f"activation='{activation}'" in repr(layer)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+
+
+def test_linear_refuses_an_unknown_activation():
+    with pytest.raises(RuntimeError, match=r"FusedLinear: activation: got 'swish', allowed: None, 'relu', 'gelu'"):
+        FusedLinear(4, 6, activation="swish")
+
+
+def test_softmax_without_dim_is_torchs():
+    x = torch.randn(3, 4)
+    with pytest.warns(UserWarning, match="Implicit dimension choice"):
+        result = FusedSoftmax()(x)
+    torch.testing.assert_close(result, x.softmax(1))
+
+
+def test_nested_tensors_go_to_aten():
+    x = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)])
+    layer = FusedLayerNorm(4)
+    for got, row in zip(layer(x).unbind(), x.unbind()):
+        torch.testing.assert_close(got, nn.functional.layer_norm(row, (4,)))
+
+
+def test_scripted():
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2), nn.Softmax(dim=-1)).eval()
+    x = torch.randn(5, 4)
+    expected = model(x)
+    fuse(model)
+    torch.testing.assert_close(torch.jit.script(model)(x), expected)
+    torch.testing.assert_close(torch.jit.trace(model, (x,))(x), expected)
