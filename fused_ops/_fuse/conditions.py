@@ -63,3 +63,10 @@ def in_peft(parent: nn.Module) -> str | None:
         if cls.__module__.split(".")[0] == "peft":
             return f"is wrapped by PEFT's {type(parent).__name__}"
     return None
+
+
+def fast_path(layer: nn.Module | None) -> str:
+    """What the report adds for a module of torch's TransformerEncoderLayer: its inference fast path calls no module."""
+    if not isinstance(layer, nn.TransformerEncoderLayer) or not layer.activation_relu_or_gelu:
+        return ""
+    return "; torch's own fast path (eval, no grad) reads the weights directly and bypasses it where it applies"

@@ -214,13 +214,7 @@ def _apply(run: Run, parent: Parent, path: str, match: Match) -> str:
         else:
             function = activations.AbsorbedFunction((place,))
             run.swap(parent.module, type(parent.module), **{match.site.name: function})
-    return f"with {match.activation} ({match.site.name})" + _fast_path(parent.module)
-
-
-def _fast_path(parent: nn.Module) -> str:
-    if not isinstance(parent, nn.TransformerEncoderLayer) or not parent.activation_relu_or_gelu:
-        return ""
-    return "; in eval without grad torch's own fast path, which reads the weights directly, runs instead where it applies"
+    return f"with {match.activation} ({match.site.name})" + conditions.fast_path(parent.module)
 
 
 def _readable(parent: Parent, left: Collection[str], held: dict[int, list[str]]) -> frozenset[str]:

@@ -43,10 +43,14 @@ def fuse_whole(run: Run) -> None:
         reason = run.left_out(whole.op, name, module) or _unfit(module, base, whole)
         if reason is None and whole.cls is not None:
             run.swap(module, whole.cls)
-            hooks = "; its hooks stay" if conditions.hooks(module) else ""
-            run.record(name, before, whole.op, FUSED, f"{whole.cls.__name__}{hooks}")
+            note = "; its hooks stay" if conditions.hooks(module) else conditions.fast_path(_parent(run.model, name))
+            run.record(name, before, whole.op, FUSED, f"{whole.cls.__name__}{note}")
         else:
             run.record(name, before, whole.op, LEFT, str(reason))
+
+
+def _parent(model: nn.Module, name: str) -> nn.Module | None:
+    return model.get_submodule(name.rpartition(".")[0]) if name else None
 
 
 def _unfit(module: nn.Module, base: type[nn.Module], whole: Whole) -> str | None:
