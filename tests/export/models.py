@@ -34,19 +34,19 @@ class Attention(nn.Module):
 
     def __init__(self, causal: bool) -> None:
         super().__init__()
-        self.causal = causal
+        self.causal, self.heads, self.masked = causal, HEADS, torch.finfo(torch.float32).min
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.softmax = nn.Softmax(dim=-1)
         self.out = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
-        heads = self.qkv(x).view(batch, length, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
+        heads = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         q, k, v = heads[0], heads[1], heads[2]
-        scores = q @ k.transpose(-1, -2) / (width // HEADS) ** 0.5
+        scores = q @ k.transpose(-1, -2) / (width // self.heads) ** 0.5
         if self.causal:
             positions = torch.arange(length, device=x.device)
-            scores = scores.masked_fill(positions[None, :] > positions[:, None], torch.finfo(scores.dtype).min)
+            scores = scores.masked_fill(positions[None, :] > positions[:, None], self.masked)
         mixed = self.softmax(scores) @ v
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
