@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bench-csv", type=Path, default=None, help="append a CSV row a measurement to this file")
     group.addoption("--bench-only", default="", help="regular expression on a measurement's id, such as softmax-4k-bf16")
     group.addoption("--bench-budget", type=float, default=None, help="seconds after which nothing new is started")
-    group.addoption("--bench-resume", action="store_true", help="leave out what the CSV already holds")
+    group.addoption("--bench-resume", action="store_true", help="leave out what the CSV already holds, but for errors")
+    group.addoption("--bench-after-crash", action="store_true", help="with --bench-resume: leave errors out too")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -48,6 +50,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def recorder(request: pytest.FixtureRequest) -> Recorder:
     """Where rows go."""
     return request.config.stash[_RECORDER]
+
+
+@pytest.fixture(scope="session")
+def measured_already(request: pytest.FixtureRequest, recorder: Recorder) -> Callable[..., bool]:
+    """Whether --bench-resume leaves out the measurement of these columns."""
+    resume, after_crash = request.config.getoption("--bench-resume"), request.config.getoption("--bench-after-crash")
+    return lambda key: resume and recorder.done(key, errors_too=after_crash)
 
 
 @pytest.fixture(autouse=True)

@@ -96,10 +96,10 @@ class Recorder:
                 os.fsync(file.fileno())
         return row
 
-    def done(self, **key: str) -> bool:
-        """Whether a row with these values is there already (for --resume); an error or a skip is tried again."""
-        final = ("ok", "wrong", "unsupported")
-        return any(all(r.get(k) == v for k, v in key.items()) and r.get("status") in final for r in self.rows)
+    def done(self, key: dict[str, str], errors_too: bool = False) -> bool:
+        """Whether the last row with these values is final. A skip is tried again, and an error unless errors_too."""
+        found = [r["status"] for r in self.rows if all(r.get(k) == v for k, v in key.items())]
+        return bool(found) and found[-1] in ("ok", "wrong", "unsupported", *(("error",) if errors_too else ()))
 
     def finish(self) -> None:
         """Rewrite the file with ratios and goals, now that every peer has been measured."""

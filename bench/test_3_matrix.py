@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from .tasks import Task, matrix
 from .timing import DeviceClock
 
 DEVICE = "cuda"
+CONTEXT_LOST = 77  # exit status: run again with --bench-resume --bench-after-crash
 CLOCK = DeviceClock()
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -64,11 +65,11 @@ def test_absent_providers(recorder: Recorder) -> None:
 @pytest.mark.benchmark(timer=CLOCK)
 def test_provider(
     task: Task, provider: str, benchmark: Any, recorder: Recorder, roofline: Roofline | None, current: _Current,
-    request: pytest.FixtureRequest,
+    measured_already: Callable[..., bool],
 ) -> None:  # fmt: skip
     who = by_name(provider)
     names = describe(task, who)
-    if request.config.getoption("--bench-resume") and recorder.done(**task.key, provider=provider):
+    if measured_already({**task.key, "provider": provider}):
         pytest.skip("measured already")
     try:
         bundle = current.of(task)
@@ -84,6 +85,7 @@ def test_provider(
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         recorder.add(**names, status="error", reason=f"{type(error).__name__}: {first}"[:400])
+        _exit_if_context_is_lost()
         release()
         if who.role == "peer" or isinstance(error, torch.cuda.OutOfMemoryError):
             pytest.skip(f"{provider} failed: {type(error).__name__}: {first}")
@@ -93,6 +95,14 @@ def test_provider(
     benchmark.extra_info.update({k: v for k, v in row.items() if v != ""})
     if who.role == "ours":
         assert measurement.verdict.right, measurement.verdict.reason()
+
+
+def _exit_if_context_is_lost() -> None:
+    """After an illegal access every later CUDA call of this process fails: end it, so that a new one can go on."""
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        pytest.exit("the CUDA context is lost", returncode=CONTEXT_LOST)
 
 
 def measure(measurement: Measurement, benchmark: Any) -> list[float]:

@@ -10,7 +10,7 @@ import copy
 import functools
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -79,13 +79,13 @@ def _one_thread() -> Iterator[None]:
 @pytest.mark.benchmark(timer=CLOCK)
 def test_model(
     model: Model, dtype: str, batch: int, pass_: str, kind: str, provider: Any, benchmark: Any, recorder: Recorder,
-    request: pytest.FixtureRequest,
+    measured_already: Callable[..., bool],
 ) -> None:  # fmt: skip
     names: dict[str, Any] = {
         "op": "model", "case": f"{model.name}_b{batch}", "dtype": dtype, "pass": pass_, "kind": kind,
         "provider": provider.name, "role": provider.role, "shape": f"{batch}x{model.length}",
     }  # fmt: skip
-    if request.config.getoption("--bench-resume") and recorder.done(**{k: v for k, v in names.items() if k != "role"}):
+    if measured_already(names):
         pytest.skip("measured already")
     if reason := provider.available(DEVICE):
         recorder.add(**names, status="absent", reason=reason)

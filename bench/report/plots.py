@@ -116,7 +116,7 @@ def roofline(frame: pd.DataFrame, dtype: str) -> Figure | None:
     panel.plot(x, roof, color="black", linewidth=1.4, label=name)
     best = data[data["role"] == "peer"].sort_values("p50_us").drop_duplicates(["op", "case", "pass"])
     panel.scatter(
-        best["flops"] / best["bytes"], best["tflops"], s=22, facecolors="none", edgecolors="#555555", label="best peer"
+        best["flops"] / best["bytes"], best["tflops"], s=22, facecolors="none", edgecolors="black", label="best peer", zorder=4
     )
     markers = dict(zip(sorted(data["op"].unique()), "osD^vPX*<>hdp"))
     for op, part in data[data["provider"] == "ours"].groupby("op"):

@@ -1,4 +1,4 @@
-"""Tests that need a GPU: collected only where there is one, so that their absence elsewhere is not counted as a pass."""
+"""These tests exist only where there is a CUDA device; elsewhere they are not collected, and the summary says so."""
 
 from __future__ import annotations
 
