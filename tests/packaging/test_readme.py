@@ -1,0 +1,40 @@
+"""What README.md says is so: its code runs, its table has every op, its commands and files exist."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from fused_ops import REGISTRY
+from tests.packaging.conftest import ROOT, checked
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_code_runs(tmp_path: Path) -> None:
+    """All Python blocks, one after another, in a folder of their own."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    pytest.importorskip("tensorrt_rtx")
+    out = checked(sys.executable, "-c", "\n".join(blocks), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert "2 of 2 candidates fused" in out
+    assert "model.onnx by onnxruntime: ok" in out
+    assert {"model.onnx", "model.engine", "model.pt"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_table_has_every_op() -> None:
+    listed = re.findall(r"^\| `(fused_\w+)\(", README, re.MULTILINE)
+    assert sorted(listed) == sorted(spec.public.__name__ for spec in REGISTRY.values())
+
+
+def test_commands_and_files_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"(?:`|^    )make (\w+)", README, re.MULTILINE))
+    assert {"demo", "test", "help"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for name in re.findall(r"\]\((\w[\w./]*)\)", README):
+        assert (ROOT / name).exists(), name
