@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ._compile import COMPILE_WITH_ATEN
+
 FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 
 
-def plain_aten() -> bool:
-    """Whether the call must be plain ATen: under torch.func transforms, forward-mode AD, or torch.jit.trace.
+def plain_aten(op: str = "") -> bool:
+    """Whether the call must be plain ATen: under torch.func transforms, forward-mode AD, or torch.jit.trace; or under
+    torch.compile when compile_with_aten says so for this op.
 
     ATen's own functions are then right for free, and a traced graph has no operator of ours in it.
     """
@@ -21,7 +24,16 @@ def plain_aten() -> bool:
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
+        or (torch.compiler.is_compiling() and COMPILE_WITH_ATEN.get(op, False) and not torch.compiler.is_exporting())
     )
+
+
+def hidden_grad(grad: Tensor | None) -> Tensor | None:
+    """The gradient of an output that users never see (a pre-activation): not None only in a gradient of a gradient.
+
+    Dynamo hands zeros for it, which would make of every compiled backward the differentiable one.
+    """
+    return None if torch.compiler.is_dynamo_compiling() else grad
 
 
 def differentiable_backward(function: Callable[..., Tensor], args: tuple[Any, ...], grad: Tensor) -> list[Tensor | None]:

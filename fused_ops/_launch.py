@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
+from ._compile import traced_launch
 from ._spec import INTERPRET
 
 INTERPRETER_CAPABILITY = (9, 0)  # what a configuration is chosen for when kernels are interpreted
@@ -32,6 +34,9 @@ def device_facts(tensor: Tensor) -> tuple[tuple[int, int], int]:
 def launch(kernel: Any, grid: int, anchor: Tensor, *args: Any, **kwargs: Any) -> None:
     """kernel[(grid,)](*args, **kwargs) on the device of anchor, whichever device is current. A grid of 0 is no launch."""
     if grid == 0:
+        return
+    if type(anchor) is FunctionalTensor:  # AOTAutograd is tracing
+        traced_launch(kernel, grid, args, kwargs)
         return
     if anchor.is_cuda and anchor.get_device() != torch.cuda.current_device():
         with torch.cuda.device(anchor.device):

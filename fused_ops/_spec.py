@@ -16,6 +16,7 @@ from torch import Tensor
 from ._backend import BACKEND as BACKEND
 from ._backend import INTERPRET as INTERPRET
 from ._backend import implementation
+from ._compile import add_op, register_inlining
 
 LIBRARY = torch.library.Library("fused_ops", "DEF")
 REGISTRY: dict[str, OpSpec] = {}
@@ -144,7 +145,9 @@ def define(spec: OpSpec) -> OpSpec:
         for device in ("cpu", "cuda"):
             LIBRARY.impl(name, implementation(name, reference, launch, device), device.upper())
         torch.library.register_fake(f"fused_ops::{name}", reference, lib=LIBRARY)
+        register_inlining(LIBRARY, name, launch)
     REGISTRY[spec.name] = spec
+    add_op(spec.name)
     return spec
 
 

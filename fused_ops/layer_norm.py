@@ -226,7 +226,7 @@ def _fused_layernorm(
         overridable = tuple(t for t in (input, weight, bias) if t is not None)
         return handle_torch_function(fused_layernorm, overridable, input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
     _check(input, shape, weight, bias)
-    if plain_aten():
+    if plain_aten("layer_norm"):
         return F.layer_norm(input, shape, weight, bias, eps)
     if torch.is_autocast_enabled(input.device.type):
         input = input.float() if input.dtype is not torch.float64 else input

@@ -12,8 +12,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
 from ._activations import ACTIVATIONS, SAVES_OUTPUT, activate, activation_derivative, check_activation
-from ._autograd import plain_aten
+from ._autograd import FLOATS, hidden_grad, plain_aten
 from ._checks import refuse, require_device, require_float, require_tensor
+from ._direct import implementations, short_applies, undisturbed
 from ._launch import KERNEL_DTYPES, rows_of
 from ._matmul import act_bwd, linear_plan, matmul, matmul_epilogue, product
 from ._matmul_grads import add, linear_grads, times_derivative
@@ -59,6 +60,15 @@ def linear_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
     return y, pre
 
 
+def _infer_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """linear_reference's y alone."""
+    return ACTIVATIONS[activation](F.linear(x, weight, bias).contiguous())
+
+
+def _infer_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return linear_launch(x, weight, bias, activation, False)[0]
+
+
 def linear_bwd_reference(
     dy: Tensor, x: Tensor, weight: Tensor, saved: Tensor, activation: str, need_dx: bool, need_dw: bool, need_db: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,26 +109,33 @@ def linear_bwd_launch(
     return dx, dw, db
 
 
+def _forward(
+    run: Any, ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ctx.set_materialize_grads(False)
+    ctx.activation = activation
+    save_pre = activation not in SAVES_OUTPUT
+    y, pre = run(x, weight, bias, activation, save_pre)
+    need_dx, need_dw, *_ = ctx.needs_input_grad
+    ctx.save_for_backward(
+        x if need_dw else None, weight if need_dx else None, pre if save_pre else y if activation == "relu" else None,
+    )  # fmt: skip
+    ctx.weight_shape = weight.shape
+    return y, pre
+
+
 class _Linear(torch.autograd.Function):
     """pre is a second output, hidden from users: a backward that is itself differentiated reaches x through it, so x is
     kept for dw only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.activation = activation
-        save_pre = activation not in SAVES_OUTPUT
-        y, pre = _FWD(x, weight, bias, activation, save_pre)
-        need_dx, need_dw, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(
-            x if need_dw else None, weight if need_dx else None, pre if save_pre else y if activation == "relu" else None,
-        )  # fmt: skip
-        ctx.weight_shape = weight.shape
-        return y, pre
+        return _forward(_FWD, ctx, x, weight, bias, activation)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dpre: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, saved = ctx.saved_tensors
+        dpre = hidden_grad(dpre)
         need_dx, need_dw, need_db, _ = ctx.needs_input_grad
         if torch.is_grad_enabled() or dpre is not None or dy is None:
             dpre = add(None if dy is None else times_derivative(dy, saved, ctx.activation), dpre)
@@ -158,13 +175,20 @@ def fused_linear(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, a
 
 
 def _fused_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    if (device := undisturbed(input, weight, bias)) and _fits(input, weight, bias):
+        if activation is None:
+            activation = "none"
+        if activation in ACTIVATIONS:
+            if _needs_grad(input, weight, bias):
+                return _APPLY[device](input, weight, bias, activation)[0]
+            return _INFER[device](input, weight, bias, activation)
     if has_torch_function_variadic(input, weight, bias):
         overridable = tuple(t for t in (input, weight, bias) if t is not None)
         return handle_torch_function(fused_linear, overridable, input, weight, bias, activation)
     name = "none" if activation is None else activation
     autocast = isinstance(input, Tensor) and torch.is_autocast_enabled(input.device.type)
     _check(input, weight, bias, name, autocast)
-    if plain_aten():
+    if plain_aten("linear"):
         return linear_plain(input, weight, bias, name)
     if autocast and input.dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(input.device.type)
@@ -174,9 +198,30 @@ def _fused_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation
         return _fused_linear(input, weight.unsqueeze(0), bias, activation).squeeze(-1)
     if bias is not None and bias.shape != weight.shape[:1]:
         bias = bias.expand(weight.shape[0])
-    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+    if _needs_grad(input, weight, bias):
         return _Linear.apply(input, weight, bias, name)[0]
     return _FWD(input, weight, bias, name, False)[0]
+
+
+def _needs_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )  # fmt: skip
+
+
+def _fits(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """What _check checks, in one expression, for tensors, a weight (N, K) and a bias (N,)."""
+    if weight is None:
+        return False
+    shape, device, dtype = weight.shape, x.device, x.dtype
+    return (
+        dtype in FLOATS
+        and len(shape) == 2
+        and x.shape[-1:] == shape[1:]
+        and weight.dtype is dtype
+        and weight.device == device
+        and (bias is None or (bias.shape == shape[:1] and bias.dtype is dtype and bias.device == device))
+    )
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, autocast: bool) -> None:
@@ -229,3 +274,5 @@ SPEC = define(
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd
+_INFER = implementations("linear_fwd", _infer_reference, _infer_launch)
+_APPLY = short_applies(_Linear, _forward, implementations("linear_fwd", linear_reference, linear_launch))

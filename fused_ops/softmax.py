@@ -185,7 +185,7 @@ def _fused_softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor
     elif input.is_complex():
         refuse(NotImplementedError, op, "input", input.dtype, "a real dtype")
     dim = normalize_dim(op, dim, input.dim())
-    if plain_aten():
+    if plain_aten("softmax"):
         return F.softmax(input, dim, dtype=dtype)
     if dtype is None and input.dtype is not torch.float64 and torch.is_autocast_enabled(input.device.type):
         dtype = torch.float32

@@ -1,0 +1,1 @@
+"""fused_ops inside PyTorch: compiled, transformed, distributed, explained, profiled."""
