@@ -8,6 +8,7 @@ before the import.
 """
 
 from . import nn
+from ._compile import compile_with_aten
 from ._fuse import FuseReport, fuse, unfuse
 from ._spec import REGISTRY
 from .layer_norm import fused_layernorm
@@ -15,4 +16,6 @@ from .linear import fused_linear
 from .softmax import fused_softmax
 
 __version__ = "0.1.0"
-__all__ = ["REGISTRY", "FuseReport", "fuse", "fused_layernorm", "fused_linear", "fused_softmax", "nn", "unfuse"]
+__all__ = [
+    "REGISTRY", "FuseReport", "compile_with_aten", "fuse", "fused_layernorm", "fused_linear", "fused_softmax", "nn", "unfuse",
+]  # fmt: skip
