@@ -116,6 +116,8 @@ _SHAPES = {  # (M, N, K)
     "decode_16": (16, 14336, 4096),
     "decode_64": (64, 14336, 4096),
     "decode_256": (256, 14336, 4096),
+    "latency_140": (140, 4096, 4096),
+    "latency_256": (256, 1024, 1024),
 }
 
 
@@ -140,7 +142,8 @@ def _bench_cases() -> Iterator[Case]:
 def _bytes(case: Case) -> tuple[int, int]:
     M, N, K = case.shape
     item = case.dtype.itemsize
-    return (M * K + N * K + N + M * N) * item, (2 * M * K + 2 * N * K + N + 4 * M * N) * item
+    saved = 0 if case.name.endswith("_None") else M * N  # the pre-activation, which the backward reads beside dy
+    return (M * K + N * K + N + M * N) * item, (2 * M * K + 2 * N * K + N + M * N + saved) * item
 
 
 def _flops(case: Case) -> tuple[int, int]:

@@ -97,6 +97,9 @@ _SHAPES = {
     "64k": (8192, 65536),
     "llama3_vocabulary": (4096, 128256),
     "gemma_vocabulary": (2048, 256000),
+    "latency_140x4096": (140, 4096),
+    "latency_256x1024": (256, 1024),
+    "latency_1x4096": (1, 4096),
 }
 
 
