@@ -48,7 +48,7 @@ def progress_bar(description: str, total: int, show: bool) -> Iterator[Any]:
 def activation_ranges(
     model: Any, names: Sequence[str], feeds: Sequence[dict[str, np.ndarray]], *, method: str, bins: int, quantized_bins: int,
     percentile: float, show: bool,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+) -> dict[str, tuple[np.float32, np.float32]]:  # fmt: skip
     """(low, high) of each named value over the feeds, collected batch by batch, so that batches may differ in length."""
     onnx, ort = require("onnx", "onnx"), require("onnxruntime", "onnx")
     watched = onnx.ModelProto()

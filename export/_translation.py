@@ -50,7 +50,7 @@ def custom_translation_table(opset: int = 20) -> dict[Any, Callable[..., Any]]:
         y = _activation(op, opset, pre, activation)
         return y, op.Identity(pre)
 
-    names = {"softmax": softmax_fwd, "layer_norm": layer_norm_fwd, "linear": linear_fwd}
+    names: dict[str, Callable[..., Any]] = {"softmax": softmax_fwd, "layer_norm": layer_norm_fwd, "linear": linear_fwd}
     return {REGISTRY[name].fwd: function for name, function in names.items()}
 
 

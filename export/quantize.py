@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from ._calibration import METHODS, Feed, activation_ranges, as_feeds, progress_bar
-from ._files import ExportError, PathLike, check_onnx, check_writable, output, require
+from ._files import ExportError, PathLike, check_onnx, check_writable, output, require, sha256_of
 from ._graph import matches
+from ._manifest import write_manifest
 
+MAX_BYTES = 1_900_000_000
 Metric = Callable[[list[np.ndarray], dict[str, np.ndarray]], np.ndarray]
 
 
@@ -88,7 +90,7 @@ class SensitivityReport:
 class _Calibrated:
     model: Any
     linears: dict[str, Any]  # node name -> NodeProto
-    ranges: dict[str, tuple[np.ndarray, np.ndarray]]  # activation name -> (low, high)
+    ranges: dict[str, tuple[np.float32, np.float32]]  # activation name -> (low, high)
 
 
 def quantize_onnx(
@@ -132,10 +134,11 @@ def quantize_onnx(
     calibrated = _calibrate(op, path, calibration, method, include, exclude, bins, quantized_bins, percentile, progress)
     held_out = None if evaluation is None else as_feeds(op, "evaluation", evaluation, _inputs(calibrated.model))
     model = _quantized(calibrated, list(calibrated.linears), per_channel)
-    external = model.ByteSize() > 1_900_000_000
     with output(op, target) as staged:
-        require("onnx", "onnx").save(model, str(staged), save_as_external_data=external, location=f"{target.name}.data")
+        require("onnx", "onnx").save(model, str(staged))
         check_onnx(staged, op=op)
+        source = {"file": Path(path).name, "sha256": sha256_of(path)}
+        write_manifest(staged, "onnx", source=source, quantized=list(calibrated.linears), method=method)
     mean = low = float("nan")
     if held_out is not None:
         mean, low = _cosines(_run(calibrated.model, held_out, metric), _run(model, held_out, metric))
@@ -192,7 +195,9 @@ def _calibrate(
         )
     if not 0 < percentile <= 100:
         raise ExportError(f"{op}: percentile: got {percentile}, allowed: above 0, up to 100")
-    check_onnx(path, op=op)
+    size = _weight_bytes(check_onnx(path, op=op))
+    if size > MAX_BYTES:
+        raise ExportError(f"{op}: path: got a model of {size} bytes, allowed: up to {MAX_BYTES}, as protobuf ends at 2 GB")
     model = require("onnx", "onnx").load(str(path))
     linears = _chosen(op, model, include, exclude)
     feeds = as_feeds(op, "calibration", calibration, _inputs(model))
@@ -201,6 +206,12 @@ def _calibrate(
         model, names, feeds, method=method, bins=bins, quantized_bins=quantized_bins, percentile=percentile, show=progress
     )
     return _Calibrated(model, linears, ranges)
+
+
+def _weight_bytes(model: Any) -> int:
+    """The bytes of a model and of its external weights, none of which are loaded."""
+    external = [{e.key: e.value for e in t.external_data} for t in model.graph.initializer]
+    return int(model.ByteSize()) + sum(int(entry.get("length", 0)) for entry in external)
 
 
 def _inputs(model: Any) -> list[str]:
