@@ -149,7 +149,7 @@ def check_onnx(
 def _check_external_data(op: str, source: Path, model: Any, cap: int) -> None:
     """Each external tensor must lie inside a regular file in the model's own folder, and the files under the cap."""
     folder, sizes = source.resolve().parent, {}
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if tensor.data_location != tensor.EXTERNAL:
             continue
         entry = {e.key: e.value for e in tensor.external_data}
@@ -174,7 +174,7 @@ def _check_external_data(op: str, source: Path, model: Any, cap: int) -> None:
         raise ExportError(f"{op}: {str(source)!r}: external data of {sum(sizes.values())} bytes, allowed: at most {cap}")
 
 
-def _tensors(model: Any) -> Iterator[Any]:
+def tensors(model: Any) -> Iterator[Any]:
     """Every TensorProto of a model: initializers (sparse ones too) and attributes, of all subgraphs and functions."""
     graphs, nodes = [model.graph], [n for f in model.functions for n in f.node]
     while graphs or nodes:

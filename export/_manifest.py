@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ._files import ExportError, PathLike, check_input, sha256_of
+from ._files import ExportError, PathLike, check_input, sha256_of, tensors
 
 SUFFIX = ".manifest.json"
 FORMAT = 1
@@ -35,6 +35,8 @@ def write_manifest(artefact: PathLike, kind: str, **facts: Any) -> dict[str, Any
         The manifest.
     """
     path = Path(artefact)
+    if kind == "onnx":
+        facts["external_data"] = {name: sha256_of(path.parent / name) for name in external_files(path)}
     manifest = {
         "manifest": FORMAT,
         "kind": kind,
@@ -46,6 +48,15 @@ def write_manifest(artefact: PathLike, kind: str, **facts: Any) -> dict[str, Any
     }
     manifest_path(path).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return manifest
+
+
+def external_files(onnx_file: Path) -> list[str]:
+    """The files that hold a (checked) ONNX file's external data, relative to it."""
+    import onnx
+
+    model = onnx.load(str(onnx_file), load_external_data=False)
+    entries = (entry for tensor in tensors(model) if tensor.data_location == tensor.EXTERNAL for entry in tensor.external_data)
+    return sorted({entry.value for entry in entries if entry.key == "location"})
 
 
 def read_manifest(artefact: PathLike, op: str = "manifest") -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ._files import ExportError, PathLike, check_writable, output
+from ._manifest import write_manifest
 from ._program import Args, exported_program, quiet
 
 
@@ -51,4 +52,5 @@ def export_aoti(
                 torch._inductor.aoti_compile_and_package(program, package_path=str(staged), inductor_configs=options)
         except Exception as error:
             raise ExportError(f"{op}: AOTInductor cannot compile the model: {error}") from error
+        write_manifest(staged, "aoti", options={key: str(value) for key, value in (options or {}).items()})
     return target

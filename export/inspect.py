@@ -33,12 +33,18 @@ def inspect_file(path: PathLike) -> dict[str, Any]:
     source = check_input(OP, path, max_bytes=MAX_BYTES)
     manifest = read_manifest(source, OP)
     facts: dict[str, Any] = {"file": str(source), "bytes": source.stat().st_size, "sha256": sha256_of(source)}
-    facts["manifest"] = "none" if manifest is None else "agrees" if manifest["sha256"] == facts["sha256"] else "differs"
+    facts["manifest"] = "none" if manifest is None else "agrees" if _agrees(source, facts["sha256"], manifest) else "differs"
     if zipfile.is_zipfile(source):
         return facts | _archive(source)
     if source.suffix in ENGINE_SUFFIXES or (manifest is not None and manifest["kind"] in EXTRAS):
         return facts | _engine(manifest)
     return facts | _onnx(source)
+
+
+def _agrees(source: Path, sha256: str, manifest: dict[str, Any]) -> bool:
+    external = manifest.get("external_data") or {}
+    files = ((source.parent / Path(name).name, digest) for name, digest in external.items())  # beside it, wherever it points
+    return manifest["sha256"] == sha256 and all(file.is_file() and sha256_of(file) == digest for file, digest in files)
 
 
 def _onnx(source: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from ._files import ExportError, PathLike, check_onnx, check_writable, output, require
 from ._graph import check_names, rename_dims, rename_folded_weights, rename_nodes, rename_values
+from ._manifest import write_manifest
 from ._precision import PRECISIONS, convert_precision
 from ._program import Args, dim_names, evaluating, exported_program, quiet, split_args, tensor_inputs, tensor_outputs
 
@@ -152,6 +153,7 @@ def _save(op: str, model: Any, target: Path, opset: int, external_data_bytes: in
         versions = {o.domain: o.version for o in proto.opset_import}
         if versions != {"": opset}:
             raise ExportError(f"{op}: the file has opsets {versions}, allowed: {{'': {opset}}} only")
+        write_manifest(staged, "onnx", opset={"ai.onnx": opset}, metadata={p.key: p.value for p in proto.metadata_props})
 
 
 def export_submodule(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ._files import ExportError, PathLike, check_input, check_onnx
-from ._manifest import read_manifest, write_manifest
+from ._manifest import external_files, read_manifest, write_manifest
 from ._server_config import OP, Batching, Port, add_instances, check_batching, model_config, validated
 
 MAX_BYTES = 64 * 2**30
@@ -117,15 +117,7 @@ def _ports(source: Path, kind: str, inputs: Any, outputs: Any) -> tuple[list[Por
         from ._trt_profiles import graph_inputs, graph_outputs
 
         model = check_onnx(source, op=OP)
-        files = sorted(
-            {
-                e.value
-                for t in model.graph.initializer
-                if t.data_location == t.EXTERNAL
-                for e in t.external_data
-                if e.key == "location"
-            }
-        )
+        files = external_files(source)
         read = [[(t.name, t.dtype, tuple(d if isinstance(d, int) else -1 for d in t.dims)) for t in side]
                 for side in (graph_inputs(model), graph_outputs(model))]  # fmt: skip
         return read[0], read[1], files

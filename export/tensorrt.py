@@ -10,7 +10,7 @@ from typing import Any
 
 from . import _trt_config
 from ._files import ExportError, PathLike, check_onnx, check_writable, output, sha256_of, write_bytes
-from ._manifest import write_manifest
+from ._manifest import external_files, write_manifest
 from ._trt_backend import Backend, EngineError, gpu_facts, load_backend, network_flags, parser_errors
 from ._trt_config import BuildOptions
 from ._trt_profiles import GraphTensor, Profile, add_profiles, check_profiles, check_text, graph_inputs, graph_outputs
@@ -112,7 +112,7 @@ def build_engine(
             staged,
             trt.name,
             versions={trt.name: trt.version},
-            source={"file": Path(onnx_path).name, "sha256": sha256_of(onnx_path)},
+            source=_source(Path(onnx_path)),
             opset={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
             inputs=[_facts(tensor) for tensor in inputs],
             outputs=[_facts(tensor) for tensor in graph_outputs(model)],
@@ -124,6 +124,12 @@ def build_engine(
         write_bytes(OP, timing_cache, cache)
     warnings = tuple(line for line in logger.messages if not line.startswith("error"))
     return EngineReport(target, manifest["sha256"], len(plan), trt.name, trt.version, seconds, manifest, warnings)
+
+
+def _source(path: Path) -> dict[str, Any]:
+    """The ONNX file's hash, and those of its weights where they lie outside."""
+    external = {name: sha256_of(path.parent / name) for name in external_files(path)}
+    return {"file": path.name, "sha256": sha256_of(path)} | ({"external_data": external} if external else {})
 
 
 def _facts(tensor: GraphTensor) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ._files import ExportError, PathLike, check_writable, output
+from ._manifest import write_manifest
 from ._program import Args, evaluating, quiet, split_args
 
 
@@ -63,6 +64,7 @@ def export_torchscript(
     with output(op, target) as staged:
         facts = {"outputs": keys, "mode": mode, "torch": torch.__version__}
         torch.jit.save(module, str(staged), _extra_files={"fused_ops.json": json.dumps(facts)})
+        write_manifest(staged, "torchscript", mode=mode, outputs=keys)
     return target
 
 

@@ -218,3 +218,22 @@ def test_inspect_refuses_what_it_does_not_know(tmp_path: Path, content: bytes) -
     (tmp_path / "m.bin").write_bytes(content)
     with pytest.raises(ExportError, match=r"inspect: .*m\.bin"):
         inspect_file(tmp_path / "m.bin")
+
+
+def test_every_artefact_has_a_manifest_that_agrees(tmp_path: Path) -> None:
+    from fused_ops.export import export_onnx, export_torchscript, quantize_onnx
+
+    layer, x = torch.nn.Linear(64, 64), torch.ones(2, 64)
+    export_onnx(layer, (x,), tmp_path / "m.onnx", external_data_bytes=0)
+    export_torchscript(layer, (x,), tmp_path / "m.pt")
+    quantize_onnx(tmp_path / "m.onnx", tmp_path / "q.onnx", [{"input": x}], progress=False)
+    assert {name: inspect_file(tmp_path / name)["manifest"] for name in ("m.onnx", "m.pt", "q.onnx")} == {
+        "m.onnx": "agrees", "m.pt": "agrees", "q.onnx": "agrees",
+    }  # fmt: skip
+    data = bytearray((tmp_path / "m.onnx.data").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "m.onnx.data").write_bytes(data)
+    assert inspect_file(tmp_path / "m.onnx")["manifest"] == "differs"
+    manifest = manifest_path(tmp_path / "m.onnx")
+    manifest.write_text(manifest.read_text().replace("m.onnx.data", "../../etc/passwd"))
+    assert inspect_file(tmp_path / "m.onnx")["manifest"] == "differs"
