@@ -11,11 +11,13 @@ from . import nn
 from ._compile import compile_with_aten
 from ._fuse import FuseReport, fuse, unfuse
 from ._spec import REGISTRY
+from .gated_linear import fused_gated_linear
 from .layer_norm import fused_layernorm
 from .linear import fused_linear
 from .softmax import fused_softmax
 
 __version__ = "0.1.0"
 __all__ = [
-    "REGISTRY", "FuseReport", "compile_with_aten", "fuse", "fused_layernorm", "fused_linear", "fused_softmax", "nn", "unfuse",
+    "REGISTRY", "FuseReport", "compile_with_aten", "fuse", "fused_gated_linear", "fused_layernorm", "fused_linear",
+    "fused_softmax", "nn", "unfuse",
 ]  # fmt: skip

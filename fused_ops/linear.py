@@ -16,8 +16,9 @@ from ._autograd import FLOATS, hidden_grad, plain_aten
 from ._checks import refuse, require_device, require_float, require_tensor
 from ._direct import implementations, short_applies, undisturbed
 from ._launch import KERNEL_DTYPES, rows_of
-from ._matmul import act_bwd, linear_plan, matmul, matmul_epilogue, product
+from ._matmul import act_bwd, matmul, matmul_epilogue, product
 from ._matmul_grads import add, linear_grads, times_derivative
+from ._matmul_plan import linear_plan
 from ._spec import Backward, OpSpec, define
 
 __all__ = ["ACTIVATIONS", "SPEC", "activation_derivative", "fused_linear", "linear_plain", "linear_plan"]

@@ -45,7 +45,7 @@ _POINTER_TILES = {
     "fwd": (
         (MatmulConfig(128, 128, 32, num_warps=8, num_stages=4), 1.0),
         (MatmulConfig(64, 128, 32, num_warps=4, num_stages=4), 0.8),
-        (MatmulConfig(64, 64, 64, num_warps=4, num_stages=3), 0.6),
+        (MatmulConfig(64, 64, 32, num_warps=4, num_stages=4), 0.6),
     ),
     "dact": (
         (MatmulConfig(128, 64, 32, num_warps=8, num_stages=4), 1.0),
@@ -87,7 +87,8 @@ def linear_config(
     if M <= SMALL_M:
         if use in ("fwd", "fp8") and K >= 2 * LEAST_K_PER_SPLIT:
             return _split_k(M, N, K, itemsize, sms)
-        return MatmulConfig(max(16, next_power_of_2(M)), 64, 64 if access != "any" else 32, num_warps=4, num_stages=3)
+        block_n, block_k = (64, 64) if access != "any" else (64, 32) if use in ("fwd", "fp8") else (32, 32)
+        return MatmulConfig(max(16, next_power_of_2(M)), block_n, block_k, num_warps=4, num_stages=3)
     if access == "tma" and capability[0] in TMA_CAPABILITIES:
         return _fastest(_TMA_TILES[use], M, N, sms)
     return _fastest((_ANY_TILES if access == "any" else _POINTER_TILES)[use], M, N, sms)

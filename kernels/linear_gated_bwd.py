@@ -84,7 +84,8 @@ def _store_sum(
 def product_sum_tma_kernel(
     a_ptr, b_ptr, c_ptr, d_ptr, out_ptr, M, N, K, stride_b, stride_d,
     B_T: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, SUBTILES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    SUBTILES: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """product_sum_kernel over TMA descriptors: persistent, grid (min(SMs, tiles),). b and d (K, N), or (N, K) where B_T."""
     OUT: tl.constexpr = out_ptr.dtype.element_ty
@@ -94,7 +95,7 @@ def product_sum_tma_kernel(
     d_desc = operand(d_ptr, N, K, stride_d, BLOCK_N, BLOCK_K, not B_T)
     out_desc = descriptor(out_ptr, M, N, N, BLOCK_M, BLOCK_N // SUBTILES)
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), warp_specialize=WARP_SPECIALIZE):
         tile_m, tile_n = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
         acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
