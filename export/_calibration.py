@@ -29,6 +29,15 @@ def as_feeds(op: str, argument: str, data: Iterable[Feed], inputs: Sequence[str]
     return feeds
 
 
+def run(op: str, session: Any, names: Sequence[str] | None, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The session's outputs for a batch; ExportError where the file does not take it."""
+    try:
+        return list(session.run(names, feed))
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in feed.items())
+        raise ExportError(f"{op}: ONNX Runtime refuses the batch {shapes}: {' '.join(str(error).split())[:300]}") from None
+
+
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, show: bool) -> Iterator[Any]:
     """A function to call after each step, drawn as a rich bar where rich is installed and show is set."""
@@ -46,7 +55,7 @@ def progress_bar(description: str, total: int, show: bool) -> Iterator[Any]:
 
 
 def activation_ranges(
-    model: Any, names: Sequence[str], feeds: Sequence[dict[str, np.ndarray]], *, method: str, bins: int, quantized_bins: int,
+    op: str, model: Any, names: Sequence[str], feeds: Sequence[dict[str, np.ndarray]], *, method: str, bins: int, quantized_bins: int,
     percentile: float, show: bool,
 ) -> dict[str, tuple[np.float32, np.float32]]:  # fmt: skip
     """(low, high) of each named value over the feeds, collected batch by batch, so that batches may differ in length."""
@@ -70,7 +79,7 @@ def activation_ranges(
     high = {name: np.float32(-np.inf) for name in names}
     with progress_bar("calibrate", len(feeds), show) as advance, contextlib.redirect_stdout(io.StringIO()):
         for feed in feeds:
-            arrays = dict(zip(names, session.run(list(names), feed)))
+            arrays = dict(zip(names, run(op, session, list(names), feed)))
             for name, array in arrays.items():
                 low[name], high[name] = min(low[name], array.min()), max(high[name], array.max())
             if collector is not None:

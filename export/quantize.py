@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._calibration import METHODS, Feed, activation_ranges, as_feeds, progress_bar
+from ._calibration import METHODS, Feed, activation_ranges, as_feeds, progress_bar, run
 from ._files import ExportError, PathLike, check_onnx, check_writable, output, require, sha256_of
 from ._graph import matches
 from ._manifest import write_manifest
@@ -141,7 +141,7 @@ def quantize_onnx(
         write_manifest(staged, "onnx", source=source, quantized=list(calibrated.linears), method=method)
     mean = low = float("nan")
     if held_out is not None:
-        mean, low = _cosines(_run(calibrated.model, held_out, metric), _run(model, held_out, metric))
+        mean, low = _cosines(_run(op, calibrated.model, held_out, metric), _run(op, model, held_out, metric))
     kept = [name for name in _linears(calibrated.model) if name not in calibrated.linears]
     ranges = {name: (float(a), float(b)) for name, (a, b) in calibrated.ranges.items()}
     return QuantizationReport(str(target), method, list(calibrated.linears), kept, ranges, mean, low)
@@ -171,11 +171,11 @@ def sensitivity(
     calibration = list(calibration)
     calibrated = _calibrate(op, path, calibration, method, include, exclude, bins, quantized_bins, percentile, progress)
     data = as_feeds(op, "evaluation", calibration if evaluation is None else evaluation, _inputs(calibrated.model))
-    expected = _run(calibrated.model, data, metric)
+    expected = _run(op, calibrated.model, data, metric)
     rows = []
     with progress_bar("one linear at a time", len(calibrated.linears), progress) as advance:
         for name in calibrated.linears:
-            mean, low = _cosines(expected, _run(_quantized(calibrated, [name], per_channel), data, metric))
+            mean, low = _cosines(expected, _run(op, _quantized(calibrated, [name], per_channel), data, metric))
             rows.append(LayerSensitivity(name, mean, low))
             advance()
     return SensitivityReport(str(path), method, sorted(rows, key=lambda row: row.cosine_mean))
@@ -203,7 +203,7 @@ def _calibrate(
     feeds = as_feeds(op, "calibration", calibration, _inputs(model))
     names = sorted({node.input[0] for node in linears.values()})
     ranges = activation_ranges(
-        model, names, feeds, method=method, bins=bins, quantized_bins=quantized_bins, percentile=percentile, show=progress
+        op, model, names, feeds, method=method, bins=bins, quantized_bins=quantized_bins, percentile=percentile, show=progress
     )
     return _Calibrated(model, linears, ranges)
 
@@ -300,14 +300,14 @@ def _quantized(calibrated: _Calibrated, nodes: Sequence[str], per_channel: bool)
     return result
 
 
-def _run(model: Any, feeds: Sequence[dict[str, np.ndarray]], metric: Metric | None) -> np.ndarray:
+def _run(op: str, model: Any, feeds: Sequence[dict[str, np.ndarray]], metric: Metric | None) -> np.ndarray:
     ort = require("onnxruntime", "onnx")
     options = ort.SessionOptions()
     options.log_severity_level = 4
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     rows = []
     for feed in feeds:
-        outputs = session.run(None, feed)
+        outputs = run(op, session, None, feed)
         value = outputs[0] if metric is None else metric(outputs, feed)
         rows.append(np.asarray(value, np.float64).reshape(-1, value.shape[-1]))
     return np.concatenate(rows)

@@ -122,6 +122,7 @@ def test_include_and_exclude(tails: tuple[nn.Module, Path], tmp_path: Path) -> N
         ({"calibration": []}, "calibration: got no batches"),
         ({"calibration": [{"y": torch.ones(1)}]}, r"calibration: got \['y'\], allowed: dicts with the inputs x"),
         ({"calibration": [torch.ones(1)]}, "calibration: got Tensor"),
+        ({"calibration": [{"x": torch.ones(1, 1, 7)}]}, r"ONNX Runtime refuses the batch x \[1, 1, 7\] float32"),
         ({"evaluation": []}, "evaluation: got no batches"),
         ({"path": "missing.onnx"}, "path: got 'missing.onnx'"),
         ({"out": "missing/q.onnx"}, "path: got"),
@@ -138,7 +139,7 @@ def test_model_beyond_protobuf_is_refused(
     tails: tuple[nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "external.onnx"
-    export_onnx(tails[0], (torch.randn(2, 3, 16),), path, external_data_bytes=100)
+    export_onnx(tails[0], (torch.randn(2, 3, 16),), path, dynamic_shapes=models.DYNAMIC, external_data_bytes=100)
     monkeypatch.setattr("fused_ops.export.quantize.MAX_BYTES", path.stat().st_size + 1000)
     with pytest.raises(ExportError, match="path: got a model of"):
         quantize_onnx(path, tmp_path / "q.onnx", batches(0), progress=False)
@@ -199,6 +200,6 @@ def test_minilm_int8(tmp_path: Path) -> None:
     assert report.cosine_mean >= 0.985, report.cosine_mean
     assert out.stat().st_size < 0.8 * path.stat().st_size
     pytest.importorskip("tensorrt_rtx", reason="the engine needs tensorrt_rtx")
-    profile = {name: ((1, 8), (4, 32), (8, 128)) for name in models.BERT_SHAPES}
+    profile = dict.fromkeys(models.BERT_SHAPES, ((1, 8), (4, 32), (8, 128)))
     build_engine(out, tmp_path / "int8.engine", backend="tensorrt_rtx", profiles=profile, progress=False)
     assert (tmp_path / "int8.engine").stat().st_size > 10e6
