@@ -59,11 +59,18 @@ def _reduce() -> Any:
 
 def column_sum(part: Tensor, dtype: torch.dtype) -> Tensor:
     """part (P, N) fp32 summed over P, in dtype: the second stage of a deterministic reduction."""
+    return column_sums(part.unsqueeze(0), dtype, dtype)[0]
+
+
+def column_sums(parts: Tensor, first: torch.dtype, second: torch.dtype) -> list[Tensor]:
+    """parts (1 or 2, P, N) fp32, contiguous but for a larger row stride, summed over P in one launch: (N,) in first, and
+    in second."""
     reduce = _reduce()
-    P, N = part.shape
-    out = torch.empty((N,), dtype=dtype, device=part.device)
+    S, P, N = parts.shape
+    out = [torch.empty((N,), dtype=dtype, device=parts.device) for dtype in (first, second)[:S]]
     blocks = {"BLOCK_P": reduce.COLUMN_SUM_BLOCK_P, "BLOCK_N": reduce.COLUMN_SUM_BLOCK_N}
-    launch(reduce.column_sum_kernel, -(-N // blocks["BLOCK_N"]), part, part, out, P, N, stride_pp=part.stride(0), **blocks)
+    grid = S * -(-N // blocks["BLOCK_N"])
+    launch(reduce.column_sum_kernel, grid, parts, parts, out[0], out[-1], P, N, stride_pp=parts.stride(1), **blocks)
     return out
 
 

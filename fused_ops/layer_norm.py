@@ -14,15 +14,15 @@ from . import _cases
 from ._autograd import FLOATS, differentiable_backward, plain_aten
 from ._checks import refuse, require_device, require_float, require_shape, require_tensor
 from ._direct import implementations, short_applies, undisturbed
-from ._launch import KERNEL_DTYPES, column_sum, device_facts, launch, rows_of
+from ._launch import KERNEL_DTYPES, column_sums, device_facts, launch, rows_of
 from ._spec import Backward, OpSpec, define
 
 
 @functools.cache
 def _kernels() -> Any:
-    from .kernels import layer_norm, layer_norm_bwd
+    from .kernels import layer_norm, layer_norm_bwd, rows
 
-    return layer_norm, layer_norm_bwd
+    return layer_norm, layer_norm_bwd, rows.whole_vectors
 
 
 def _stats_dtype(x: Tensor) -> torch.dtype:
@@ -50,7 +50,7 @@ def layer_norm_launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps
     """layer_norm_reference by Triton kernels."""
     if x.dtype not in KERNEL_DTYPES:
         return layer_norm_reference(x, weight, bias, eps)
-    fwd, _ = _kernels()
+    fwd, _, row_vectors = _kernels()
     N = x.shape[-1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
@@ -61,11 +61,12 @@ def layer_norm_launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps
     M = x2.shape[0]
     weight = weight if weight is None else weight.contiguous()
     bias = bias if bias is None else bias.contiguous()
+    vec = row_vectors(N, x.element_size(), x2.stride(1), (x2.stride(0), N))
     config = fwd.layer_norm_fwd_config(M, N, x.element_size(), *device_facts(x))
     pointers = (x2, x if weight is None else weight, x if bias is None else bias, y, mean, rstd)
-    options = {"HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None, "num_warps": config.num_warps}
+    options = {"HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None, "VEC": vec, "num_warps": config.num_warps}
     strides = {"stride_xm": x2.stride(0), "stride_xn": x2.stride(1), "stride_ym": N}
-    if config.chunked:
+    if config.variant == "chunked":
         kernel, sizes, grid = fwd.layer_norm_fwd_chunked_kernel, [N], M
     else:
         kernel, sizes, grid = fwd.layer_norm_fwd_kernel, [M, N], -(-M // config.block_m)
@@ -123,12 +124,14 @@ def layer_norm_bwd_launch(
     """layer_norm_bwd_reference by Triton kernels; the same bits on every run."""
     if x.dtype not in KERNEL_DTYPES or x.numel() == 0:
         return layer_norm_bwd_reference(dy, x, weight, mean, rstd, need_dx, need_dw, need_db, bias_dtype)
-    _, bwd = _kernels()
+    _, bwd, row_vectors = _kernels()
     N = x.shape[-1]
     dy2, x2 = rows_of(dy), rows_of(x)
     M = x2.shape[0]
     weight = weight if weight is None else weight.contiguous()
     capability, sms = device_facts(x)
+    column_stride = 1 if dy2.stride(1) == x2.stride(1) == 1 else 0
+    vec = row_vectors(N, x.element_size(), column_stride, (dy2.stride(0), x2.stride(0), N))
     config = bwd.layer_norm_bwd_config(M, N, x.element_size(), capability, sms)
     programs = bwd.layer_norm_bwd_programs(M, config, sms)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_dx else x.new_empty((0,))
@@ -140,13 +143,13 @@ def layer_norm_bwd_launch(
         dy2, x2, x if weight is None else weight, mean, rstd, dx, dw_part, db_part, M, N,
         stride_dym=dy2.stride(0), stride_dyn=dy2.stride(1), stride_xm=x2.stride(0), stride_xn=x2.stride(1), stride_dxm=N,
         HAS_WEIGHT=weight is not None, NEED_DX=need_dx, NEED_DW=need_dw, NEED_DB=need_db,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, num_warps=config.num_warps,
+        VEC=vec, BLOCK_M=config.block_m, BLOCK_N=config.block_n, num_warps=config.num_warps,
     )  # fmt: skip
 
-    def total(part: Tensor, needed: bool, dtype: torch.dtype | None) -> Tensor:
-        return column_sum(part, x.dtype if dtype is None else dtype) if needed else x.new_empty((0,))
-
-    return dx, total(dw_part, need_dw, None if weight is None else weight.dtype), total(db_part, need_db, bias_dtype)
+    dw_dtype = x.dtype if weight is None else weight.dtype
+    db_dtype = x.dtype if bias_dtype is None else bias_dtype
+    sums = column_sums(parts, dw_dtype if need_dw else db_dtype, db_dtype) if need_dw or need_db else []
+    return dx, sums[0] if need_dw else x.new_empty((0,)), sums[-1] if need_db else x.new_empty((0,))
 
 
 def _forward(run: Any, ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

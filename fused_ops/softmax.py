@@ -15,15 +15,22 @@ from . import _cases
 from ._autograd import FLOATS, plain_aten
 from ._checks import normalize_dim, refuse, require_float, require_tensor
 from ._direct import implementations, short_applies, undisturbed
-from ._launch import device_facts, launch, rows_of
+from ._launch import device_facts, interpreting, launch, rows_of
 from ._spec import Backward, OpSpec, define
 
 
 @functools.cache
-def _kernels() -> Any:
-    from .kernels import softmax, softmax_inner
+def _inner_kernels() -> Any:
+    from .kernels import softmax_inner
 
-    return softmax, softmax_inner
+    return softmax_inner
+
+
+@functools.cache
+def _row_kernels() -> Any:
+    from .kernels import rows, softmax, softmax_packed
+
+    return softmax, softmax_packed, rows.row_vectors
 
 
 def softmax_reference(x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
@@ -39,15 +46,13 @@ def softmax_launch(x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     if x.numel() == 0:
         return y
-    rows, inner = _kernels()
+    if not x.is_floating_point():
+        x = x.float()
+    inner = _inner_kernels()
     facts = device_facts(x)
     N = x.shape[dim]
     if _is_last(x, dim):
-        x2 = rows_of(x.flatten(dim))
-        M = x2.shape[0]
-        config = rows.softmax_fwd_config(M, N, x.element_size(), *facts)
-        strides = {"stride_xm": x2.stride(0), "stride_xn": x2.stride(1), "stride_ym": N}
-        _launch_rows(rows.softmax_fwd_kernel, rows.softmax_fwd_chunked_kernel, config, M, N, x, (x2, y), strides)
+        _launch_fwd_rows(rows_of(x.flatten(dim)), y, facts)
         return y
     x3, y3 = _around(x, dim), _around(y, dim)
     K = x3.shape[2]
@@ -73,18 +78,11 @@ def softmax_bwd_launch(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> T
     dx = torch.empty(y.shape, dtype=dtype, device=y.device)
     if y.numel() == 0:
         return dx
-    rows, inner = _kernels()
+    inner = _inner_kernels()
     facts = device_facts(y)
     N = y.shape[dim]
     if _is_last(y, dim):
-        dy2, y2 = rows_of(dy.flatten(dim)), rows_of(y.flatten(dim))
-        M = y2.shape[0]
-        config = rows.softmax_bwd_config(M, N, y.element_size(), *facts)
-        strides = {
-            "stride_dym": dy2.stride(0), "stride_dyn": dy2.stride(1),
-            "stride_ym": y2.stride(0), "stride_yn": y2.stride(1), "stride_dxm": N,
-        }  # fmt: skip
-        _launch_rows(rows.softmax_bwd_kernel, rows.softmax_bwd_chunked_kernel, config, M, N, y, (dy2, y2, dx), strides)
+        _launch_bwd_rows(rows_of(dy.flatten(dim)), rows_of(y.flatten(dim)), dx, facts)
         return dx
     dy3, y3, dx3 = _around(dy, dim), _around(y, dim), _around(dx, dim)
     K = y3.shape[2]
@@ -111,14 +109,51 @@ def _strides(name: str, x: Tensor) -> dict[str, int]:
     return {f"stride_{name}{axis}": stride for axis, stride in zip("onk", x.stride())}
 
 
-def _launch_rows(
-    kernel: Any, chunked: Any, config: Any, M: int, N: int, anchor: Tensor, pointers: Any, strides: dict[str, int]
-) -> None:
-    if config.chunked:
-        launch(chunked, M, anchor, *pointers, N, **strides, BLOCK_N=config.block_n, num_warps=config.num_warps)
+def _launch_fwd_rows(x: Tensor, y: Tensor, facts: Any) -> None:
+    """Launch the forward that fits: x (M, N), y of M * N elements, contiguous."""
+    rows, packed, vectors = _row_kernels()
+    M, N = x.shape
+    stride_xm, stride_xn = x.stride()
+    itemsize = min(x.element_size(), y.element_size())
+    vec, edges, same = vectors(N, itemsize, stride_xn, (stride_xm, N))
+    packable = x.dtype is y.dtype and itemsize == 2 and vec > 1 and same
+    config = rows.softmax_fwd_config(M, N, itemsize, *facts, packable)
+    options = {"VEC": vec, "EDGES": edges, "BLOCK_N": config.block_n, "num_warps": config.num_warps}
+    if config.variant == "packed":
+        options |= {"BF16": x.dtype is torch.bfloat16, "ASM": not interpreting()}
+        launch(packed.softmax_fwd_packed_kernel, M, x, x, y, N, stride_xm=stride_xm, stride_ym=N, **options)
+        return
+    strides = {"stride_xm": stride_xm, "stride_xn": stride_xn, "stride_ym": N, "SAME": same}
+    if config.variant == "chunked":
+        launch(rows.softmax_fwd_chunked_kernel, M, x, x, y, N, **strides, **options)
     else:
-        blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-        launch(kernel, -(-M // config.block_m), anchor, *pointers, M, N, **strides, **blocks, num_warps=config.num_warps)
+        grid = -(-M // config.block_m)
+        launch(rows.softmax_fwd_kernel, grid, x, x, y, M, N, **strides, **options, BLOCK_M=config.block_m)
+
+
+def _launch_bwd_rows(dy: Tensor, y: Tensor, dx: Tensor, facts: Any) -> None:
+    """Launch the backward that fits: dy, y (M, N), dx of M * N elements, contiguous."""
+    rows, packed, vectors = _row_kernels()
+    M, N = y.shape
+    (stride_dym, stride_dyn), (stride_ym, stride_yn) = dy.stride(), y.stride()
+    itemsize = min(dy.element_size(), y.element_size(), dx.element_size())
+    vec, edges, same = vectors(N, itemsize, 1 if stride_dyn == stride_yn == 1 else 0, (stride_dym, stride_ym, N))
+    if edges and not same:
+        vec, edges = 1, False
+    packable = dy.dtype is y.dtype is dx.dtype and itemsize == 2 and vec > 1
+    config = rows.softmax_bwd_config(M, N, itemsize, *facts, packable)
+    options = {"VEC": vec, "EDGES": edges, "BLOCK_N": config.block_n, "num_warps": config.num_warps}
+    strides = {"stride_dym": stride_dym, "stride_ym": stride_ym, "stride_dxm": N}
+    if config.variant == "packed":
+        options |= {"BF16": y.dtype is torch.bfloat16, "ASM": not interpreting()}
+        launch(packed.softmax_bwd_packed_kernel, M, y, dy, y, dx, N, **strides, **options)
+        return
+    strides |= {"stride_dyn": stride_dyn, "stride_yn": stride_yn, "SAME": same}
+    if config.variant == "chunked":
+        launch(rows.softmax_bwd_chunked_kernel, M, y, dy, y, dx, N, **strides, **options)
+    else:
+        grid = -(-M // config.block_m)
+        launch(rows.softmax_bwd_kernel, grid, y, dy, y, dx, M, N, **strides, **options, BLOCK_M=config.block_m)
 
 
 def _forward(run: Any, ctx: Any, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:

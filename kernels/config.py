@@ -21,13 +21,23 @@ def next_power_of_2(n: int) -> int:
 
 @dataclass(frozen=True)
 class RowConfig:
-    """How a row kernel is launched: BLOCK_M rows of BLOCK_N columns a program; chunked when a row takes several BLOCK_N."""
+    """How a row kernel is launched: BLOCK_M rows of BLOCK_N columns a program.
+
+    variant: "one_pass" holds whole rows in registers as fp32; "packed" holds one row of 16-bit floats in pairs;
+    "chunked" takes a row in several BLOCK_N. num_ctas: programs of a cluster that share a row (Triton 3.8 and later).
+    """
 
     block_m: int
     block_n: int
     num_warps: int
+    variant: str = "one_pass"
     num_stages: int = 1
-    chunked: bool = False
+    num_ctas: int = 1
+
+    @property
+    def chunked(self) -> bool:
+        """Whether a row takes several blocks."""
+        return self.variant == "chunked"
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,33 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-COLUMN_SUM_BLOCK_P = 32
-COLUMN_SUM_BLOCK_N = 64
+COLUMN_SUM_BLOCK_P = 64
+COLUMN_SUM_BLOCK_N = 32
 
 
 @triton.jit
-def column_sum_kernel(part_ptr, out_ptr, P, N, stride_pp, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
-    """out = sum(part, axis=0).
+def column_sum_kernel(
+    part_ptr, first_ptr, second_ptr, P, N, stride_pp,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """first = sum(part[0], axis=0),  second = sum(part[1], axis=0).
 
-    part (P, N) fp32, last stride 1 | out (N,) any float
-    Grid (cdiv(N, BLOCK_N),). BLOCK_N columns a program, all P rows in steps of BLOCK_P, always in the same order. fp32.
+    part (1 or 2, P, N) fp32, the last two dimensions of strides (stride_pp, 1), the first of P * stride_pp
+    first, second (N,) any float
+    Grid (1 or 2 times cdiv(N, BLOCK_N),). BLOCK_N columns a program, all P rows in steps of BLOCK_P, always in the same
+    order. fp32.
     """
-    cols = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    blocks = tl.cdiv(N, BLOCK_N)
+    which = tl.program_id(0) // blocks
+    cols = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    part_ptr += which.to(tl.int64) * P * stride_pp
     acc = tl.zeros([BLOCK_P, BLOCK_N], dtype=tl.float32)
     for start in tl.range(0, P, BLOCK_P):
         rows = start + tl.arange(0, BLOCK_P).to(tl.int64)
         mask = (rows < P)[:, None] & (cols < N)[None, :]
         acc += tl.load(part_ptr + rows[:, None] * stride_pp + cols[None, :], mask=mask, other=0.0)
-    tl.store(out_ptr + cols, tl.sum(acc, axis=0).to(out_ptr.dtype.element_ty), mask=cols < N)
+    total = tl.sum(acc, axis=0)
+    if which == 0:
+        tl.store(first_ptr + cols, total.to(first_ptr.dtype.element_ty), mask=cols < N)
+    else:
+        tl.store(second_ptr + cols, total.to(second_ptr.dtype.element_ty), mask=cols < N)

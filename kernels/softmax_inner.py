@@ -16,7 +16,8 @@ def softmax_inner_config(N: int, K: int, itemsize: int, capability: tuple[int, i
     """block_m columns of K and block_n elements of N a program; chunked when N takes several block_n."""
     block_k = min(64, next_power_of_2(K))
     block_n = min(next_power_of_2(N), 4096 // block_k)
-    return RowConfig(block_k, block_n, num_warps=4 if block_k * block_n <= 2048 else 8, chunked=block_n < N)
+    num_warps = 4 if block_k * block_n <= 2048 else 8
+    return RowConfig(block_k, block_n, num_warps, variant="chunked" if block_n < N else "one_pass")
 
 
 @triton.jit
@@ -27,7 +28,7 @@ def softmax_fwd_inner_kernel(
 ):  # fmt: skip
     """y = exp(x - max(x)) / sum(exp(x - max(x))) over the middle dimension.
 
-    x (outer, N, K) any float or integer, any strides | y (outer, N, K) any float, any strides
+    x (outer, N, K) any float, any strides | y (outer, N, K) any float, any strides
     Grid (outer * cdiv(K, BLOCK_K),). BLOCK_K columns a program; one read when N <= BLOCK_N, else CHUNKED: two. fp32 inside.
     """
     blocks_k = tl.cdiv(K, BLOCK_K)

@@ -23,11 +23,12 @@ def randn(*shape: int, device: str, dtype: torch.dtype, seed: int = 0, scale: fl
 
 def audit_case(
     kernel: Any, config: str, dtype: torch.dtype, args: dict[str, Any], constexprs: dict[str, Any],
-    num_warps: int, num_stages: int = 1,
+    num_warps: int, num_stages: int = 1, aligned: bool | None = None,
 ) -> AuditCase:  # fmt: skip
     """args: name -> "*x" (a pointer of the case's dtype), another Triton type, or an int for an i32 size or stride.
 
     An int is specialised as a launch would: 1 becomes a constant, multiples of 16 are marked so with ":16".
+    aligned: whether 128-bit loads are due; by default where every stride is such a multiple.
     """
     name = TRITON_NAMES[dtype]
     signature: dict[str, str] = {}
@@ -41,7 +42,8 @@ def audit_case(
             signature[key] = f"*{name}:16"
         else:
             signature[key] = value + ":16" if value.startswith("*") else value
-    aligned = all(v.endswith(":16") for k, v in signature.items() if k.startswith("stride"))
+    if aligned is None:
+        aligned = all(v.endswith(":16") for k, v in signature.items() if k.startswith("stride"))
     return AuditCase(kernel, config, name, signature, constants, num_warps, num_stages, aligned)
 
 

@@ -147,33 +147,33 @@ BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager"
 
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
     """Every configuration the choosers can return, by row length."""
-    from ..kernels import layer_norm, layer_norm_bwd, reduce
+    from ..kernels import layer_norm, layer_norm_bwd, reduce, rows
 
     M, sms = 65536, 132
-    for N, dtype in cross((64, 197, 256, 512, 768, 1024, 1600, 4096, 8192, 16384, 32768, 65536), _AUDIT_DTYPES):
+    lengths = (64, 197, 256, 512, 768, 1000, 1024, 1600, 4096, 8192, 16384, 32768, 65536, 131072)
+    for N, dtype in cross(lengths, _AUDIT_DTYPES):
         facts = (M, N, dtype.itemsize, capability, sms)
+        vec = rows.whole_vectors(N, dtype.itemsize, 1, (N,))
         config = layer_norm.layer_norm_fwd_config(*facts)
-        pointers = {"x_ptr": "*x", "w_ptr": "*x", "b_ptr": "*x", "y_ptr": "*x", "mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
-        strides = {"stride_xm": N, "stride_xn": 1, "stride_ym": N, "eps": "fp32"}
-        constexprs = {"HAS_WEIGHT": True, "HAS_BIAS": True, "BLOCK_N": config.block_n}
-        if config.chunked:
-            kernel, sizes = layer_norm.layer_norm_fwd_chunked_kernel, {"N": N}
-        else:
-            kernel, sizes = layer_norm.layer_norm_fwd_kernel, {"M": M, "N": N}
-            constexprs["BLOCK_M"] = config.block_m
-        yield audit_case(kernel, f"N={N}", dtype, {**pointers, **sizes, **strides}, constexprs, config.num_warps)
+        args = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y")} | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
+        args |= {"N": N} if config.chunked else {"M": M, "N": N}
+        args |= {"stride_xm": N, "stride_xn": 1, "stride_ym": N, "eps": "fp32"}
+        constexprs = {"HAS_WEIGHT": True, "HAS_BIAS": True, "VEC": vec, "BLOCK_N": config.block_n}
+        constexprs |= {} if config.chunked else {"BLOCK_M": config.block_m}
+        kernel = layer_norm.layer_norm_fwd_chunked_kernel if config.chunked else layer_norm.layer_norm_fwd_kernel
+        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1)
         config = layer_norm_bwd.layer_norm_bwd_config(*facts)
         kernel = layer_norm_bwd.layer_norm_bwd_chunked_kernel if config.chunked else layer_norm_bwd.layer_norm_bwd_kernel
         pointers = {"dy_ptr": "*x", "x_ptr": "*x", "w_ptr": "*x", "mean_ptr": "*fp32", "rstd_ptr": "*fp32", "dx_ptr": "*x"}
         pointers |= {"dw_part_ptr": "*fp32", "db_part_ptr": "*fp32"}
         strides = {"stride_dym": N, "stride_dyn": 1, "stride_xm": N, "stride_xn": 1, "stride_dxm": N}
         constexprs = {"HAS_WEIGHT": True, "NEED_DX": True, "NEED_DW": True, "NEED_DB": True}
-        constexprs |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+        constexprs |= {"VEC": vec, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
         args = {**pointers, "M": M, "N": N, **strides}
-        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps)
+        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1)
     blocks = {"BLOCK_P": reduce.COLUMN_SUM_BLOCK_P, "BLOCK_N": reduce.COLUMN_SUM_BLOCK_N}
-    args = {"part_ptr": "*fp32", "out_ptr": "*x", "P": 132, "N": 768, "stride_pp": 768}
-    yield audit_case(reduce.column_sum_kernel, "P=132 N=768", torch.bfloat16, args, blocks, 4)
+    args = {"part_ptr": "*fp32", "first_ptr": "*x", "second_ptr": "*x", "P": 528, "N": 768, "stride_pp": 768}
+    yield audit_case(reduce.column_sum_kernel, "P=528 N=768", torch.bfloat16, args, blocks, 4)
 
 
 _AUDIT_DTYPES = (torch.bfloat16, torch.float32)

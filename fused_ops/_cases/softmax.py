@@ -130,25 +130,10 @@ def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
     from ..kernels import softmax, softmax_inner
 
     M, sms = 65536, 132
-    for N, dtype in cross((64, 197, 256, 512, 1024, 4096, 8192, 16384, 32768, 50257, 131072), _AUDIT_DTYPES):
-        facts = (M, N, dtype.itemsize, capability, sms)
-        strides = {"stride_xm": N, "stride_xn": 1, "stride_ym": N}
-        config = softmax.softmax_fwd_config(*facts)
-        if config.chunked:
-            kernel, sizes, blocks = softmax.softmax_fwd_chunked_kernel, {"N": N}, {"BLOCK_N": config.block_n}
-        else:
-            kernel, sizes = softmax.softmax_fwd_kernel, {"M": M, "N": N}
-            blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-        yield audit_case(kernel, f"N={N}", dtype, {"x_ptr": "*x", "y_ptr": "*x", **sizes, **strides}, blocks, config.num_warps)
-        config = softmax.softmax_bwd_config(*facts)
-        if config.chunked:
-            kernel, sizes, blocks = softmax.softmax_bwd_chunked_kernel, {"N": N}, {"BLOCK_N": config.block_n}
-        else:
-            kernel, sizes = softmax.softmax_bwd_kernel, {"M": M, "N": N}
-            blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-        strides = {"stride_dym": N, "stride_dyn": 1, "stride_ym": N, "stride_yn": 1, "stride_dxm": N}
-        pointers = {"dy_ptr": "*x", "y_ptr": "*x", "dx_ptr": "*x"}
-        yield audit_case(kernel, f"N={N}", dtype, {**pointers, **sizes, **strides}, blocks, config.num_warps)
+    for N, dtype in cross((64, 197, 256, 512, 1000, 4096, 8192, 16384, 32768, 50257, 65536, 131072), _AUDIT_DTYPES):
+        for packable in (True, False):
+            yield _audit_rows(False, softmax.softmax_fwd_config(M, N, dtype.itemsize, capability, sms, packable), M, N, dtype)
+            yield _audit_rows(True, softmax.softmax_bwd_config(M, N, dtype.itemsize, capability, sms, packable), M, N, dtype)
     for (N, K), dtype in cross(((197, 64), (4096, 1024)), _AUDIT_DTYPES):
         config = softmax_inner.softmax_inner_config(N, K, dtype.itemsize, capability, sms)
         three = {"o": N * K, "n": K, "k": 1}
@@ -160,6 +145,25 @@ def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
         args = {"dy_ptr": "*x", "y_ptr": "*x", "dx_ptr": "*x", "N": N, "K": K}
         args |= {f"stride_{t}{a}": s for t in ("dy", "y", "dx") for a, s in three.items()}
         yield audit_case(softmax_inner.softmax_bwd_inner_kernel, f"N={N} K={K}", dtype, args, blocks, config.num_warps)
+
+
+def _audit_rows(backward: bool, config: Any, M: int, N: int, dtype: torch.dtype) -> AuditCase:
+    """The kernel that config stands for, on contiguous rows."""
+    from ..kernels import rows, softmax, softmax_packed
+
+    names = ("dy", "y", "dx") if backward else ("x", "y")
+    vec, edges, same = rows.row_vectors(N, dtype.itemsize, 1, (N,))
+    args: dict[str, Any] = {f"{name}_ptr": "*x" for name in names} | {"M": M, "N": N}
+    args |= {f"stride_{name}m": N for name in names} | {f"stride_{name}n": 1 for name in names[:-1]}
+    constexprs = {"VEC": vec, "EDGES": edges, "SAME": same, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+    constexprs |= {"BF16": dtype is torch.bfloat16, "ASM": True}
+    module = softmax_packed if config.variant == "packed" else softmax
+    suffix = "" if config.variant == "one_pass" else f"_{config.variant}"
+    kernel = getattr(module, f"softmax_{'bwd' if backward else 'fwd'}{suffix}_kernel")
+    wanted = set(kernel.arg_names)
+    args = {k: v for k, v in args.items() if k in wanted}
+    constexprs = {k: v for k, v in constexprs.items() if k in wanted}
+    return audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1)
 
 
 _AUDIT_DTYPES = (torch.bfloat16, torch.float32)

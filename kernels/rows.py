@@ -1,0 +1,93 @@
+"""What the row kernels share: the aligned part of a row and its edges, and two 16-bit floats held as one int32.
+
+Global memory moves fastest in 16-byte vectors from 16-byte addresses. A row of 50257 16-bit numbers starts at a multiple of 16
+bytes only once in eight rows. Its aligned part is read and written in vectors; the at most VEC - 1 elements before it
+and after it, its edges, are handled beside it as one small tile. Nothing outside the row is touched.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+BF16_MINUS_INF_PAIR = tl.constexpr(-8323200)  # 0xff80ff80
+FP16_MINUS_INF_PAIR = tl.constexpr(-67044352)  # 0xfc00fc00
+
+
+def row_vectors(N: int, itemsize: int, column_stride: int, row_strides: tuple[int, ...]) -> tuple[int, bool, bool]:
+    """(VEC, EDGES, SAME) of kernels on rows of N elements, the narrowest of itemsize bytes, with these strides.
+
+    VEC: elements in 16 bytes, or 1 where vectors are out of the question. EDGES: rows start anywhere, so they have edges.
+    SAME: a row of each tensor starts at the same distance from a multiple of VEC.
+    """
+    vec = 16 // itemsize
+    if column_stride != 1 or N < 4 * vec:
+        return 1, False, False
+    if N % vec == 0 and all(stride % vec == 0 for stride in row_strides):
+        return vec, False, True
+    if itemsize == 4 and N <= 512:  # a warp's 32-bit accesses fill whole lines, and edges would cost more registers
+        return 1, False, False
+    return vec, True, len({stride % vec for stride in row_strides}) == 1
+
+
+def whole_vectors(N: int, itemsize: int, column_stride: int, row_strides: tuple[int, ...]) -> int:
+    """VEC of kernels that know no edges: 1 where rows have some."""
+    vec, edges, _ = row_vectors(N, itemsize, column_stride, row_strides)
+    return 1 if edges else vec
+
+
+@triton.jit
+def aligned(n, VEC: tl.constexpr):
+    """n, a multiple of VEC, in a form from which every version of the compiler sees that it is one."""
+    return n // VEC * VEC
+
+
+@triton.jit
+def split_row(start, N, VEC: tl.constexpr):
+    """(head, count): of N elements from element start on, head come before the first multiple of VEC, then count aligned."""
+    first = (start + (VEC - 1)) // VEC * VEC
+    head = tl.minimum(first - start, N)
+    count = tl.maximum((start + N) // VEC * VEC - first, 0)
+    return head, count
+
+
+@triton.jit
+def edge_columns(e, head, count, N, VEC: tl.constexpr):
+    """(columns, in_edge): slot e < VEC is column e of the head, slot VEC + i the i-th column after the aligned part."""
+    cols = tl.where(e < VEC, e, head + count + e - VEC)
+    return cols, tl.where(e < VEC, e < head, cols < N)
+
+
+@triton.jit
+def unpack(pair, BF16: tl.constexpr):
+    """The low and the high 16-bit float of an int32, as fp32. BF16: bfloat16, else float16."""
+    if BF16:
+        return (pair << 16).to(tl.float32, bitcast=True), (pair & -65536).to(tl.float32, bitcast=True)
+    else:
+        lo = (pair & 65535).to(tl.int16).to(tl.float16, bitcast=True)
+        hi = (pair >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+        return lo.to(tl.float32), hi.to(tl.float32)
+
+
+@triton.jit
+def pack(lo, hi, BF16: tl.constexpr, ASM: tl.constexpr):
+    """Two fp32 rounded to the nearest 16-bit floats, as one int32. ASM: in one instruction, which the interpreter lacks."""
+    if ASM:
+        name: tl.constexpr = "cvt.rn.bf16x2.f32" if BF16 else "cvt.rn.f16x2.f32"
+        return tl.inline_asm_elementwise(name + " $0, $2, $1;", "=r,r,r", [lo, hi], dtype=tl.int32, is_pure=True, pack=1)
+    elif BF16:
+        low = lo.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32)
+        return (low & 65535) | (hi.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) << 16)
+    else:
+        low = lo.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32)
+        return (low & 65535) | (hi.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) << 16)
+
+
+@triton.jit
+def opaque_zero(N, value):
+    """int32 0, for N >= 0, that the compiler takes for a function of the fp32 value.
+
+    x ^ opaque_zero(N, total) is x, but not before total is known and not the x whose unpacked halves are at hand: so the
+    compiler keeps the row packed across the reduction, where it would keep both halves in registers and spill them.
+    """
+    return (N >> 31) & value.to(tl.int32, bitcast=True)
