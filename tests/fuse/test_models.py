@@ -89,7 +89,7 @@ def test_forward(name: str):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients(name: str):
-    model, fused, arguments = made(name)
+    model, fused, arguments = made(name, layers=1)
     for training in (False, True):
         model.train(training)
         fused.train(training)
@@ -119,5 +119,5 @@ def test_export(name: str):
     with torch.no_grad():
         program = torch.export.export(fused, (), arguments)
     operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert any(o.startswith("fused_ops.linear_fwd") for o in operators), operators
+    assert any(o.startswith("fused_ops.") and "linear_fwd" in o for o in operators), operators
     assert_equal(tensors(program.module()(**arguments)), expected)
