@@ -28,6 +28,11 @@ def plain_aten(op: str = "") -> bool:
     )
 
 
+def autocasts_to_fp32(input: Tensor) -> bool:
+    """Whether autocast is on for input's device and casts norms and softmax to fp32, which torch's CPU autocast does not."""
+    return not input.is_cpu and torch.is_autocast_enabled(input.device.type)
+
+
 def hidden_grad(grad: Tensor | None) -> Tensor | None:
     """The gradient of an output that users never see (a pre-activation): not None only in a gradient of a gradient.
 

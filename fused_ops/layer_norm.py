@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
-from ._autograd import FLOATS, differentiable_backward, plain_aten
+from ._autograd import FLOATS, autocasts_to_fp32, differentiable_backward, plain_aten
 from ._checks import refuse, require_device, require_float, require_shape, require_tensor
 from ._direct import implementations, short_applies, undisturbed
 from ._launch import KERNEL_DTYPES, column_sums, device_facts, launch, rows_of
@@ -202,7 +202,7 @@ def fused_layernorm(
         eps: added to the variance.
 
     Returns:
-        A contiguous tensor of input's shape and dtype. Under autocast, input, weight and bias are cast to float32, and
+        A contiguous tensor of input's shape and dtype. Under CUDA autocast, input, weight and bias are cast to float32, and
         the result is float32, as torch's.
 
     Raises:
@@ -231,7 +231,7 @@ def _fused_layernorm(
     _check(input, shape, weight, bias)
     if plain_aten("layer_norm"):
         return F.layer_norm(input, shape, weight, bias, eps)
-    if torch.is_autocast_enabled(input.device.type):
+    if autocasts_to_fp32(input):
         input = input.float() if input.dtype is not torch.float64 else input
         weight = weight.to(input.dtype) if weight is not None else None
         bias = bias.to(input.dtype) if bias is not None else None

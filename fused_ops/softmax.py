@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import _cases
-from ._autograd import FLOATS, plain_aten
+from ._autograd import FLOATS, autocasts_to_fp32, plain_aten
 from ._checks import normalize_dim, refuse, require_float, require_tensor
 from ._direct import implementations, short_applies, undisturbed
 from ._launch import device_facts, interpreting, launch, rows_of
@@ -190,7 +190,7 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
         dtype: the result's float dtype, or None for input's. The conversion is part of the kernel.
 
     Returns:
-        A contiguous tensor of input's shape, in dtype. Under autocast and with no dtype: float32, as torch's.
+        A contiguous tensor of input's shape, in dtype. Under CUDA autocast and with no dtype: float32, as torch's.
 
     Raises:
         IndexError: dim out of range.
@@ -222,7 +222,7 @@ def _fused_softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor
     dim = normalize_dim(op, dim, input.dim())
     if plain_aten("softmax"):
         return F.softmax(input, dim, dtype=dtype)
-    if dtype is None and input.dtype is not torch.float64 and torch.is_autocast_enabled(input.device.type):
+    if dtype is None and input.dtype is not torch.float64 and autocasts_to_fp32(input):
         dtype = torch.float32
     if input.requires_grad and torch.is_grad_enabled():
         return _Softmax.apply(input, dim, dtype)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_ops import fused_layernorm, fused_linear, fused_softmax
 
@@ -47,6 +48,23 @@ CALLS = (
 )  # fmt: skip
 
 each_call: Any = pytest.mark.parametrize("call", [pytest.param(call, id=call.name) for call in CALLS])
+
+
+class OperatorsSeen(TorchDispatchMode):
+    """While active, notes the names of fused_ops operators that run: `with OperatorsSeen() as names`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __enter__(self) -> Any:
+        super().__enter__()
+        return self.names
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(func).startswith("fused_ops."):
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def raw_operators(graph: Any) -> set[str]:

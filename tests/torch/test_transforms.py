@@ -1,0 +1,166 @@
+"""torch.func, forward-mode AD, second derivatives, inference mode, and tensor subclasses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from fused_ops import fused_layernorm, fused_linear, fused_softmax
+from fused_ops.nn import FusedLayerNorm, FusedLinear
+from tests.torch.calls import Call, OperatorsSeen, each_call
+
+
+def close(ours: Any, theirs: Any) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-7)
+
+
+@each_call
+def test_vmap_over_each_argument(call: Call) -> None:
+    tensors = call.tensors(torch.float64)
+    for i in range(len(tensors)):
+        many = [torch.stack([t, t * 2, t - 1]) if i == j else t for j, t in enumerate(tensors)]
+        dims = tuple(0 if i == j else None for j in range(len(tensors)))
+        close(vmap(call.ours, dims)(*many), vmap(call.aten, dims)(*many))
+
+
+@each_call
+def test_per_sample_gradients(call: Call) -> None:
+    x, *parameters = call.tensors(torch.float64)
+    dims = (0, *(None for _ in parameters))
+    arguments = tuple(range(len(dims)))
+
+    def of(function: Any) -> Any:
+        single = grad(lambda x, *p: function(x.unsqueeze(0), *p).square().sum(), argnums=arguments)
+        return vmap(single, dims)(x, *parameters)
+
+    close(of(call.ours), of(call.aten))
+
+
+@each_call
+def test_jvp_vjp_jacobians_and_hessian(call: Call) -> None:
+    tensors = call.tensors(torch.float64)
+    tangents = tuple(torch.randn_like(t) for t in tensors)
+    close(jvp(call.ours, tuple(tensors), tangents), jvp(call.aten, tuple(tensors), tangents))
+    out, pull = vjp(call.ours, *tensors)
+    other, other_pull = vjp(call.aten, *tensors)
+    close(pull(torch.ones_like(out)), other_pull(torch.ones_like(other)))
+    close(jacrev(call.ours)(*tensors), jacfwd(call.aten)(*tensors))
+    small = [t[:1, :2] if t.dim() == 3 else t for t in tensors]
+    close(hessian(lambda *t: call.ours(*t).square().sum())(*small), hessian(lambda *t: call.aten(*t).square().sum())(*small))
+
+
+@each_call
+def test_forward_mode(call: Call) -> None:
+    tensors = call.tensors(torch.float64)
+    tangents = [torch.randn_like(t) for t in tensors]
+    results = []
+    for function in (call.ours, call.aten):
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(t, s) for t, s in zip(tensors, tangents)]
+            results.append(forward_ad.unpack_dual(function(*duals)))
+    close(tuple(results[0]), tuple(results[1]))
+
+
+@each_call
+def test_second_derivatives(call: Call) -> None:
+    tensors = call.tensors(torch.float64, requires_grad=True)
+    assert gradcheck(call.ours, tensors, check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(call.ours, tensors, fast_mode=True)
+
+
+@each_call
+def test_vectorized_backward(call: Call) -> None:
+    """is_grads_batched runs our backward under vmap."""
+    tensors = call.tensors(torch.float64, requires_grad=True)
+    out, other = call.ours(*tensors), call.aten(*tensors)
+    batch = torch.randn(3, *out.shape, dtype=torch.float64)
+    close(
+        torch.autograd.grad(out, tensors, batch, is_grads_batched=True),
+        torch.autograd.grad(other, tensors, batch, is_grads_batched=True),
+    )
+
+
+@each_call
+def test_inference_mode(call: Call) -> None:
+    tensors = call.tensors(requires_grad=True)
+    with torch.inference_mode():
+        out = call.ours(*tensors)
+    assert out.is_inference()
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        _ = out * torch.ones(1, requires_grad=True)
+    torch.testing.assert_close(out.clone(), call.ours(*tensors).detach())
+
+
+@each_call
+def test_the_short_way_gives_the_dispatchers_bits(call: Call) -> None:
+    """An undisturbed call skips the dispatcher; under a mode it does not. Forward and backward agree bit for bit."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        short, long = call.tensors(dtype, requires_grad=True), call.tensors(dtype, requires_grad=True)
+        y = call.ours(*short)
+        with OperatorsSeen() as seen:
+            z = call.ours(*long)
+        assert seen == [f"fused_ops.{call.name}_fwd.default"]
+        assert torch.equal(y, z)
+        assert y.stride() == z.stride()
+        assert type(y.grad_fn).__name__ == type(z.grad_fn).__name__
+        dy = torch.randn_like(y)
+        for a, b in zip(torch.autograd.grad(y, short, dy), torch.autograd.grad(z, long, dy)):
+            assert torch.equal(a, b)
+        with torch.no_grad(), OperatorsSeen():
+            assert torch.equal(call.ours(*short), z)
+
+
+@each_call
+def test_negative_bit_and_conjugate_views(call: Call) -> None:
+    """A view with the negative bit set: its memory holds the values' negatives."""
+    tensors = call.tensors()
+    negated = torch.imag(torch.complex(torch.zeros_like(tensors[0]), -tensors[0]).conj())
+    assert negated.is_neg()
+    torch.testing.assert_close(call.ours(negated, *tensors[1:]), call.ours(*tensors))
+
+
+def test_functional_call_and_stacked_modules() -> None:
+    """An ensemble: one module, a batch of its parameters."""
+    model = torch.nn.Sequential(FusedLayerNorm(6), FusedLinear(6, 4, activation="tanh")).double()
+    parameters = {name: torch.stack([p, p * 2]).detach() for name, p in model.named_parameters()}
+    x = torch.randn(5, 6, dtype=torch.float64)
+    together = vmap(lambda p: functional_call(model, p, (x,)))(parameters)
+    for i in range(2):
+        close(together[i], functional_call(model, {k: v[i] for k, v in parameters.items()}, (x,)))
+
+
+class Logged(Tensor):
+    """A subclass that overrides functions and notes which ones it saw."""
+
+    seen: list[Any] = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.append(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_torch_function_override_sees_the_public_function(position: int) -> None:
+    x, w, b = torch.randn(3, 4), torch.randn(4), torch.randn(4)
+    W = torch.randn(4, 4)
+    for function, arguments in (
+        (fused_layernorm, (x, w, b)), (fused_linear, (x, W, b)), (fused_softmax, (x,)),
+    ):  # fmt: skip
+        if position >= len(arguments):
+            continue
+        Logged.seen.clear()
+        wrapped = [a.as_subclass(Logged) if i == position else a for i, a in enumerate(arguments)]
+        plain: Any = arguments
+        if function is fused_layernorm:
+            out, expected = fused_layernorm(wrapped[0], (4,), *wrapped[1:]), fused_layernorm(x, (4,), w, b)  # type: ignore[arg-type]
+        else:
+            out, expected = function(*wrapped), function(*plain)  # type: ignore[operator]
+        assert Logged.seen[0] is function
+        assert isinstance(out, Logged)
+        assert torch.equal(out.as_subclass(Tensor), expected)
