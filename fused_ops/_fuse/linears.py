@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from .trace import UntraceableError, paths
 
 ONE_KERNEL = "F.linear is already one kernel"
 _NAMES = frozenset(("relu", "relu_", "gelu", "silu", "sigmoid", "tanh"))
+_LINEAR_NAME = re.compile(r"Linear(\d+bit\w*)?$")
 _TORCH_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
@@ -72,6 +74,9 @@ def _already_or_unknown(run: Run, name: str, module: nn.Module) -> None:
         run.record(name, type(module).__name__, "linear", ALREADY, what)
     elif type(module) not in known and (base := next((c for c in known if isinstance(module, c)), None)) is not None:
         run.record(name, type(module).__name__, "linear", LEFT, conditions.subclass(module, base))
+    elif type(module) not in known and _LINEAR_NAME.search(type(module).__name__):
+        reason = f"{type(module).__module__}.{type(module).__name__} is no torch.nn.Linear (quantised, or another library's)"
+        run.record(name, type(module).__name__, "linear", LEFT, reason)
 
 
 def _one(run: Run, parent: Parent, path: str, verdict: Verdict, allowed: bool) -> None:
@@ -144,7 +149,7 @@ def verdicts_of(parent: Parent, left: dict[str, str], held: dict[int, list[str]]
     if not open_ones:
         return verdicts
     if not _has_activation(parent):
-        return verdicts | {path: f"no activation in {type(parent.module).__name__}: {ONE_KERNEL}" for path in open_ones}
+        return verdicts | {path: f"no activation seen in {type(parent.module).__name__}: {ONE_KERNEL}" for path in open_ones}
     if (replaced := conditions.replaced_forward(parent.module)) is not None:
         return verdicts | {path: f"{type(parent.module).__name__}: {replaced}" for path in open_ones}
     fixed = {path: reason for path, a in parent.activations.items() if (reason := _fixed(a, held)) is not None}

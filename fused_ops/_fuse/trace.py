@@ -72,7 +72,10 @@ class _PathTracer(Tracer):
 
 def _parameters(method: Callable[..., Any]) -> list[inspect.Parameter]:
     """The method's arguments, but self, *args and **kwargs."""
-    found = list(inspect.signature(inspect.unwrap(method)).parameters.values())[1:]
+    try:
+        found = list(inspect.signature(inspect.unwrap(method)).parameters.values())[1:]
+    except (TypeError, ValueError) as error:
+        raise UntraceableError(f"{method!r} has no signature") from error
     return [p for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 

@@ -34,7 +34,7 @@ def fuse_whole(run: Run) -> None:
         before = type(module).__name__
         if base is None:
             if "RMSNorm" in before or before == "T5LayerNorm":
-                run.record(name, before, "rms_norm", LEFT, f"{before} is no torch.nn.RMSNorm")
+                run.record(name, before, "rms_norm", LEFT, f"{before} is no torch.nn.RMSNorm, whose formula fuse knows")
             continue
         whole = WHOLE[base]
         if type(module) is whole.cls:

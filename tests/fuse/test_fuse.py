@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import warnings
 
@@ -194,3 +195,56 @@ def test_the_model_itself_may_be_the_module():
     model = nn.Softmax(dim=1)
     fuse(model)
     assert type(model) is FusedSoftmax
+
+
+def test_the_report_prints_as_a_table():
+    model = nn.Sequential(Block(), Block())
+    report = fuse(model)
+    text = str(report)
+    assert text.startswith("Sequential: ")
+    assert "*.norm x2" in text
+    assert "no activation follows" in text
+    assert "0.norm" in report.table(every=True)
+    assert "1.norm" in report.table(every=True)
+    assert len(report.fused) + len(report.skipped) == len(report) == len(list(report))
+
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report)
+    assert "FusedLayerNorm" in console.export_text()
+
+
+def test_moves_and_casts_as_before():
+    model = Block().eval()
+    reference = copy.deepcopy(model)
+    fuse(model)
+    for change in (
+        lambda m: m.double(),
+        lambda m: m.bfloat16(),
+        lambda m: m.to("cpu", torch.float32),
+        lambda m: m.requires_grad_(False),
+    ):
+        x = torch.randn(3, 6)
+        got, expected = change(model), change(reference)
+        dtype = next(got.parameters()).dtype
+        torch.testing.assert_close(got(x.to(dtype)), expected(x.to(dtype)))
+    assert not model.fc1.training
+    assert model.train().fc1.training
+
+
+def test_functional_call_and_checkpoint():
+    from torch.func import functional_call
+    from torch.utils.checkpoint import checkpoint
+
+    model = Block().eval()
+    x = torch.randn(3, 6)
+    other = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    expected = functional_call(model, other, (x,))
+    plain = grads(model, x)
+    fuse(model)
+    torch.testing.assert_close(functional_call(model, other, (x,)), expected)
+    model.zero_grad()
+    checkpoint(model, x, use_reentrant=False).square().sum().backward()
+    for p, expected in zip(model.parameters(), plain[1:], strict=True):
+        torch.testing.assert_close(p.grad, expected, rtol=1e-5, atol=1e-6)

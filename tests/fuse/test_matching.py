@@ -266,6 +266,16 @@ def test_quantised_weights_are_left():
     assert detail(fuse(model), "0") == "weight is float8_e4m3fn (quantised)"
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_modules_are_left_and_said():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4))
+    model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    expected = model(x4())
+    report = fuse(model)
+    assert detail(report, "0").endswith("dynamic.modules.linear.Linear is no torch.nn.Linear (quantised, or another library's)")
+    torch.testing.assert_close(model(x4()), expected)
+
+
 def test_replaced_forward_is_left():
     model = Block()
     real = model.fc1.forward
