@@ -38,6 +38,10 @@ test: $(VENV)/.dev  ## Run all tests: through ATen, then the kernels themselves 
 	$(PLAIN) TRITON_INTERPRET=1 $(ONE_THREAD) $(PYTEST) tests/interpret || status=1; \
 	exit $$status
 
+.PHONY: bench
+bench: $(VENV)/.dev  ## Measure what this machine can; JSON, CSV and report.html in build/bench/.
+	@$(PLAIN) $(BIN)/python -m bench run
+
 .PHONY: lint
 lint: $(VENV)/.dev  ## Check style and formatting with ruff.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

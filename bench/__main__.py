@@ -13,7 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure what this machine can, then write JSON, CSV, pictures and report.html")
-    run.add_argument("--out", type=Path, default=None, help="default: bench/out/<gpu or cpu>")
+    run.add_argument("--out", type=Path, default=None, help="default: build/bench/<gpu or cpu>")
     run.add_argument("--only", default="", help="regular expression on a measurement's id, such as softmax-4k-bf16-fwd")
     run.add_argument("--budget", type=float, default=None, help="seconds after which nothing new is started")
     run.add_argument("--resume", action="store_true", help="keep and continue the results already in the folder")
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     import pytest
 
-    out = args.out or ROOT / "bench" / "out" / device_folder()
+    out = args.out or ROOT / "build" / "bench" / device_folder()
     out.mkdir(parents=True, exist_ok=True)
     results = out / "results.csv"
     if not args.resume:

@@ -31,7 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if "--benchmark-disable" not in asked and "--benchmark-skip" not in asked:
         config.option.benchmark_enable = True
     config.stash[_RECORDER] = Recorder(config.getoption("--bench-csv"))
-    config.stash[_DEADLINE] = time.monotonic() + (config.getoption("--bench-budget") or float("inf"))
+    budget = config.getoption("--bench-budget")
+    config.stash[_DEADLINE] = time.monotonic() + (float("inf") if budget is None else budget)
 
 
 _RECORDER: pytest.StashKey[Recorder] = pytest.StashKey()
@@ -40,6 +41,7 @@ _DEADLINE: pytest.StashKey[float] = pytest.StashKey()
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info |= environment()
+    machine_info["node"] = ""  # results are published; the host's name is nobody's business
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -41,16 +41,16 @@ SANITIZE = ("compute-sanitizer", "--error-exitcode", "86", "--print-limit", "20"
 RUN_SUBSET = (sys.executable, "-m", "bench.sanitize")
 MATRIX = "matrix"
 STEPS = (
-    Step("variants", "long and odd rows first: kernels that nothing but a GPU can run", (*KEEP_GOING, *PARALLEL, "tests/gpu/test_1_variants.py"), 55),
+    Step("variants", "long and odd rows first: kernels that nothing but a GPU can run", (*KEEP_GOING, *PARALLEL, "tests/gpu/test_1_variants.py"), 50),
     Step("correctness", "every op, forward and backward, every dtype, held to the contract",
          (*KEEP_GOING, *PARALLEL, "tests/gpu", "--ignore=tests/gpu/test_1_variants.py", "--ignore=tests/gpu/test_2_inlining.py",
-          "--ignore=tests/gpu/test_3_graphs.py"), 110),
-    Step("memcheck", "out-of-bounds and misaligned accesses on a subset", (*SANITIZE, "--tool", "memcheck", *RUN_SUBSET), 50, needs="compute-sanitizer"),
-    Step("racecheck", "shared-memory races on a subset", (*SANITIZE, "--tool", "racecheck", *RUN_SUBSET), 40, needs="compute-sanitizer"),
-    Step("inlining", "kernels inlined by wrap_triton; an AOTInductor package in a process without fused_ops", (*KEEP_GOING, *PARALLEL, "tests/gpu/test_2_inlining.py"), 60),
+          "--ignore=tests/gpu/test_3_graphs.py"), 90),
+    Step("memcheck", "out-of-bounds and misaligned accesses on a subset", (*SANITIZE, "--tool", "memcheck", *RUN_SUBSET), 45, needs="compute-sanitizer"),
+    Step("racecheck", "shared-memory races on a subset", (*SANITIZE, "--tool", "racecheck", *RUN_SUBSET), 35, needs="compute-sanitizer"),
+    Step("inlining", "kernels inlined by wrap_triton; an AOTInductor package in a process without fused_ops", (*KEEP_GOING, *PARALLEL, "tests/gpu/test_2_inlining.py"), 55),
     Step("graphs", "CUDA graphs: capture, new inputs, replay", (*KEEP_GOING, "tests/gpu/test_3_graphs.py"), 30),
-    Step("roofline", "copy bandwidth and matrix rates", (*BENCH, "bench/test_1_roofline.py"), 35, measures=True),
-    Step("host", "host time of a call", (*BENCH, "bench/test_2_host.py"), 35, measures=True),
+    Step("roofline", "copy bandwidth and matrix rates", (*BENCH, "bench/test_1_roofline.py"), 30, measures=True),
+    Step("host", "host time of a call", (*BENCH, "bench/test_2_host.py"), 30, measures=True),
     Step(MATRIX, "every op, case, pass and provider, in priority order", (*BENCH, "bench/test_3_matrix.py"), 0, measures=True),
     Step("models", "MiniLM, a GPT-2 block and a ViT block: inference and a training step", (*BENCH, "bench/test_4_models.py"), 75, measures=True),
     Step("tensorrt", "does TensorRT for RTX run here?", (sys.executable, "-m", "bench.tensorrt_question"), 30),

@@ -1,0 +1,145 @@
+"""The suite under pytest-benchmark, the providers on a CPU, and bench/gpu.sh as far as it goes without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.gpu import STEPS, Run, arguments, execute, merge_json
+from bench.measure import Bundle, Measurement
+from bench.providers import PROVIDERS, Unsupported, Workload, by_name
+from bench.providers._base import missing
+from bench.record import read
+from fused_ops import REGISTRY
+
+from .small import task
+
+ROOT = Path(__file__).resolve().parents[2]
+ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
+
+
+def command(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(args, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+def test_pytest_benchmark_is_the_harness(tmp_path: Path) -> None:
+    """`pytest bench` measures although the project's default is --benchmark-disable; JSON and CSV agree; compare reads it."""
+    done = command(
+        sys.executable, "-m", "pytest", "bench/test_2_host.py", "-q", "-k", "softmax-no_grad",
+        f"--benchmark-json={tmp_path / 'run.json'}", f"--bench-csv={tmp_path / 'run.csv'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    benchmarks = json.loads((tmp_path / "run.json").read_text())["benchmarks"]
+    rows = read(tmp_path / "run.csv")
+    assert [r["provider"] for r in rows] == ["eager", "autograd.Function", "custom_op", "ours"]
+    for benchmark, row in zip(benchmarks, rows):
+        assert benchmark["stats"]["median"] * 1e6 == pytest.approx(float(row["p50_us"]), rel=1e-2)
+        assert float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
+    compared = command(sys.executable, "-m", "pytest_benchmark", "compare", str(tmp_path / "run.json"))
+    assert compared.returncode == 0, compared.stderr
+    assert "test_host[softmax-no_grad-ours]" in compared.stdout
+
+
+def test_a_spent_budget_starts_nothing(tmp_path: Path) -> None:
+    done = command(
+        sys.executable, "-m", "pytest", "bench/test_2_host.py", "-q", "--bench-budget=0", f"--bench-csv={tmp_path / 'r.csv'}"
+    )
+    assert "24 skipped" in done.stdout, done.stdout
+    assert not (tmp_path / "r.csv").exists()
+
+
+@pytest.mark.parametrize("name", [p.name for p in PROVIDERS if p.name != "compile"])  # which takes half a minute
+def test_provider_runs_or_says_why_not(name: str) -> None:
+    """On a CPU: an absent provider has a reason; an available one is right on each op."""
+    provider = by_name(name)
+    if reason := provider.available("cpu"):
+        assert len(reason) > 10
+        return
+    for op in ("softmax", "layer_norm", "linear"):
+        measurement = Measurement(provider, Bundle.of(task(op), "cpu"))
+        assert measurement.verdict.right, f"{op}: {measurement.verdict.reason()}"
+
+
+@pytest.mark.parametrize("name", ["torchscript", "onnxruntime"])
+def test_provider_refuses_what_it_cannot_do(name: str) -> None:
+    with pytest.raises(Unsupported, match="inference only"):
+        Measurement(by_name(name), Bundle.of(task("layer_norm", "bwd"), "cpu"))
+    with pytest.raises(Unsupported, match="no plain torch.nn module is one gated_linear"):
+        by_name(name).prepare(Workload(REGISTRY["gated_linear"], task("linear").case, "fwd", (), {}, "cpu"))
+
+
+def test_torchscript_says_whether_it_fused() -> None:
+    prepared = Measurement(by_name("torchscript"), Bundle.of(task("linear"), "cpu")).prepared
+    assert "TensorExprGroup" in prepared.configuration
+
+
+def test_a_missing_module_is_named() -> None:
+    assert missing("no_such_module_here") == "no_such_module_here is not installed"
+
+
+@ON_CPU
+def test_dry_run_says_what_would_run(tmp_path: Path) -> None:
+    done = command(str(ROOT / "bench/gpu.sh"), "out", "--dry-run", "--only", "softmax-4k", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ") and not line.startswith("   ")]
+    assert lines[: len(STEPS)] == [s.name for s in STEPS]
+    assert "softmax-4k-bf16-fwd-kernel-ours" in done.stdout
+    assert "needs a CUDA device" in done.stdout
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@ON_CPU
+def test_without_a_gpu_nothing_is_run(tmp_path: Path) -> None:
+    done = command(str(ROOT / "bench/gpu.sh"), str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "no CUDA device: nothing was run" in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+    assert command(str(ROOT / "bench/gpu.sh")).returncode == 2
+
+
+def test_bad_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for bad, message in (
+        (["--steps", "matrx"], "got matrx, allowed: variants"),
+        (["--resume", str(tmp_path / "no.csv")], "no file"),
+    ):
+        with pytest.raises(SystemExit):
+            arguments([str(tmp_path), *bad])
+        assert message in capsys.readouterr().err
+
+
+def test_the_matrix_leaves_time_for_what_follows(tmp_path: Path) -> None:
+    run = Run(arguments([str(tmp_path), "--budget", "570"]))
+    matrix_step = next(s for s in STEPS if s.name == "matrix")
+    models = next(s for s in STEPS if s.name == "models")
+    assert 400 < run.limit(matrix_step) < 570 - models.limit_s
+    before = sum(s.limit_s for s in STEPS[: STEPS.index(matrix_step)])
+    assert before < 400  # even when every earlier step takes all it may, the matrix gets a turn
+    run.deadline = time.monotonic() + 5
+    run.do(models)
+    assert "the budget is spent" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_step_is_stopped_at_its_limit_with_its_children(tmp_path: Path) -> None:
+    script = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print('began', flush=True); time.sleep(60)"
+    start = time.monotonic()
+    status, last = execute([sys.executable, "-c", script], 2.0, tmp_path / "log.txt", "slow")
+    assert (status, last) == (124, "began")
+    assert time.monotonic() - start < 15
+    assert execute([sys.executable, "-c", "print('one'); print('two')"], 20.0, tmp_path / "log.txt", "fast") == (0, "two")
+    assert "===== slow" in (tmp_path / "log.txt").read_text()
+
+
+def test_json_of_the_steps_is_one_file(tmp_path: Path) -> None:
+    for i in range(2):
+        (tmp_path / f"{i}.json").write_text(json.dumps({"machine_info": {}, "benchmarks": [{"name": f"b{i}"}]}))
+    (tmp_path / "cut.json").write_text("")
+    merge_json(sorted(tmp_path.glob("*.json")), tmp_path / "all")
+    assert [b["name"] for b in json.loads((tmp_path / "all").read_text())["benchmarks"]] == ["b0", "b1"]

@@ -1,0 +1,121 @@
+"""The results file: quantiles, rates, ratios and goals, a row flushed at once, a run cut short, a run resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.goals import goals_for, judge
+from bench.inputs import argument_sets
+from bench.providers import PROVIDERS
+from bench.record import Recorder, annotate, quantile, rates, read, spread
+from bench.roofline import Roofline
+from bench.tasks import matrix
+from fused_ops import REGISTRY
+
+from .small import task
+
+KEY = {"op": "softmax", "case": "4k", "dtype": "bf16", "pass": "fwd", "kind": "kernel", "shape": "4096x4096"}
+
+
+def row(provider: str, p50: float, **more: object) -> dict[str, object]:
+    role = "ours" if provider == "ours" else "peer"
+    return {**KEY, "provider": provider, "role": role, "status": "ok", "p50_us": p50, **more}
+
+
+def test_quantiles() -> None:
+    assert [quantile([4.0, 1.0, 3.0, 2.0], q) for q in (0, 0.5, 1)] == [1.0, 2.5, 4.0]
+    assert quantile([7.0], 0.2) == 7.0
+    assert spread([1e-6 * i for i in range(11)]) == {"samples": 11, "p20_us": "2", "p50_us": "5", "p80_us": "8"}
+
+
+def test_rates_and_limit() -> None:
+    got = rates(2e-3, moved=3 * 10**9, flops=10**12, limit_s=1e-3)
+    assert (got["gbps"], got["tflops"], got["percent_of_limit"]) == ("1500", "500", "50")
+    roof = Roofline(3e12, {"fp32": 1e12})
+    assert roof.limit(3 * 10**9, 10**10, task("softmax")) == pytest.approx(1e-3)  # no matrix product: bytes only
+    assert roof.limit(3 * 10**9, 10**10, task("linear")) == pytest.approx(1e-2)
+
+
+def test_ratio_is_to_the_fastest_right_peer() -> None:
+    rows = [
+        row("eager", 20.0),
+        row("quack", 9.0),
+        row("liger", 1.0) | {"status": "wrong"},
+        row("ours", 10.0, percent_of_limit=95),
+    ]
+    ours = annotate(rows)[-1]
+    assert (ours["best_peer"], ours["ratio_to_best_peer"]) == ("quack", "0.9")
+    assert annotate([rows[0] | {"dtype": "fp16"}, rows[-1]])[-1].get("best_peer") is None  # another measurement's peer
+
+
+def test_goals_met_missed_and_open() -> None:
+    ours = row("ours", 10.0, percent_of_limit="91")
+    assert judge(ours, {"quack": 9.0}) == (">= 0.98x quack; >= 90% of the limit", "no; yes")
+    assert judge(ours, {"eager": 9.0})[1] == "open; yes"
+    assert judge(ours | {"percent_of_limit": ""}, {})[1] == "open; open"
+    assert judge(ours | {"kind": "wall"}, {"quack": 25.0, "eager": 7.0})[1] == "yes; no"
+    assert goals_for(ours | {"op": "model"}) == []
+
+
+def test_the_matrix_is_held_to_goals() -> None:
+    """The goals of softmax, the norms and linear each apply somewhere in the registry's cases."""
+    with_goals = {
+        t.spec.name for t, _ in matrix("", ["ours"]) if goals_for({**t.key, "shape": "x".join(map(str, t.case.shape))})
+    }
+    assert {"softmax", "layer_norm", "linear"} <= with_goals
+
+
+def test_rows_are_on_disk_at_once_and_a_cut_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "results.csv"
+    recorder = Recorder(path)
+    recorder.add(**row("eager", 20.0))
+    assert [r["provider"] for r in read(path)] == ["eager"]
+    recorder.add(**row("ours", 10.0))
+    path.write_bytes(path.read_bytes() + b"2026-01-01,half a li")
+    assert [r["provider"] for r in read(path)] == ["eager", "ours"]
+    recorder.finish()
+    assert [r["ratio_to_best_peer"] for r in read(path)] == ["1", "2"]
+    assert all(r["torch"] == torch.__version__ and r["cpu"] for r in read(path))
+    with pytest.raises(KeyError, match="speed"):
+        recorder.add(speed=1)
+
+
+def test_resume_tries_errors_and_skips_again(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "r.csv")
+    for provider, status in (("eager", "ok"), ("liger", "error"), ("quack", "skipped"), ("helion", "unsupported")):
+        recorder.add(**(row(provider, 1.0) | {"status": status}))
+    again = Recorder(tmp_path / "r.csv")
+    done = {
+        p: again.done({"op": "softmax", "case": "4k", "provider": p}) for p in ("eager", "liger", "quack", "helion", "ours")
+    }
+    assert done == {"eager": True, "liger": False, "quack": False, "helion": True, "ours": False}
+    assert again.done({"op": "softmax", "provider": "liger"}, errors_too=True)
+
+
+def test_a_file_that_is_no_results_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="no benchmark results"):
+        read(path)
+
+
+def test_every_op_is_in_the_matrix_and_bf16_forward_comes_first() -> None:
+    tasks = matrix("", [p.name for p in PROVIDERS])
+    assert {t.spec.name for t, _ in tasks} == set(REGISTRY)
+    assert {t.id for t, _ in tasks[:40]} <= {t.id for t, _ in matrix("-bf16-fwd-", ["ours"])}
+    assert len({t.spec.name for t, _ in tasks[:150]}) >= 3  # ops take turns
+    ours = [t.id for t, p in tasks if p == "ours"]
+    assert len(ours) == len(set(ours))
+    assert all("4k" in t.id for t, _ in matrix("softmax-4k", ["ours"]))
+
+
+def test_sets_differ_in_inputs_and_agree_in_parameters() -> None:
+    first, second = argument_sets(task("layer_norm", "bwd"), 2, "cpu")
+    assert not torch.equal(first.args[0], second.args[0])
+    assert torch.equal(first.args[2], second.args[2])
+    assert first.args[2].data_ptr() != second.args[2].data_ptr()
+    assert [t.shape for t in first.leaves()] == [(24, 40), (40,), (40,)]
+    assert first.dy[0].shape == (24, 40)
