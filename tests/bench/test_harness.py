@@ -72,7 +72,7 @@ def test_provider_runs_or_says_why_not(name: str) -> None:
 def test_provider_refuses_what_it_cannot_do(name: str) -> None:
     with pytest.raises(Unsupported, match="inference only"):
         Measurement(by_name(name), Bundle.of(task("layer_norm", "bwd"), "cpu"))
-    with pytest.raises(Unsupported, match="no plain torch.nn module is one gated_linear"):
+    with pytest.raises(Unsupported, match=r"no plain torch\.nn module is one gated_linear"):
         by_name(name).prepare(Workload(REGISTRY["gated_linear"], task("linear").case, "fwd", (), {}, "cpu"))
 
 
