@@ -63,8 +63,9 @@ def linear_dact_kernel(
 ):  # fmt: skip
     """dpre = (x @ w^T) * act'(saved);   db[p] = sum of dpre over tile row p;   h = act(saved)
 
-    x (M, K), w (N, K) of one dtype, any strides | saved (the pre-activation, or the output of relu), dpre, h (M, N)
-    contiguous | db (cdiv(M, BLOCK_M), N) fp32, from dpre before it is rounded. h and db only where NEED_H and NEED_DB.
+    x (M, K), w (N, K) of one dtype, any strides | dpre, h (M, N) contiguous | saved (M, N) contiguous: the pre-activation,
+    or the output of relu; not read when ACT is none | db (cdiv(M, BLOCK_M), N) fp32, from dpre before it is rounded
+    h and db are written only where NEED_H and NEED_DB.
     Grid (cdiv(M, BLOCK_M) * cdiv(N, BLOCK_N),), one tile a program. fp32 accumulation.
     """
     tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -75,7 +76,9 @@ def linear_dact_kernel(
                           PRECISION, 0, WIDEN, BLOCK_K)  # fmt: skip
     offsets = rows[:, None] * N + cols[None, :]
     mask = (rows < M)[:, None] & (cols < N)[None, :]
-    saved = tl.load(saved_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    saved = acc
+    if ACT != "none":
+        saved = tl.load(saved_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     dpre = activation_grad(saved, acc, ACT)
     tl.store(dpre_ptr + offsets, dpre.to(dpre_ptr.dtype.element_ty), mask=mask)
     if NEED_DB:

@@ -89,7 +89,9 @@ def _store_dact(
         _store_dact(right, saved_desc, dpre_desc, h_desc, db_ptr, tile_m, row, col + HALF, N,
                     ACT, NEED_H, NEED_DB, OUT, BLOCK_M, HALF, SUBTILES // 2)  # fmt: skip
     else:
-        saved = saved_desc.load([row, col]).to(tl.float32)
+        saved = acc
+        if ACT != "none":
+            saved = saved_desc.load([row, col]).to(tl.float32)
         dpre = activation_grad(saved, acc, ACT)
         if NEED_DB:
             cols = col.to(tl.int64) + tl.arange(0, BLOCK_N)
@@ -109,8 +111,9 @@ def linear_dact_tma_kernel(
 ):  # fmt: skip
     """dpre = (x @ w^T) * act'(saved);   db[p] = sum of dpre over tile row p;   h = act(saved)
 
-    x (M, K), w (N, K): bf16 or fp16 | saved (the pre-activation, or the output of relu), dpre, h (M, N) of that dtype,
-    contiguous | db (cdiv(M, BLOCK_M), N) fp32, from dpre before it is rounded. h and db only where NEED_H and NEED_DB.
+    x (M, K), w (N, K), dpre, h (M, N): bf16 or fp16, dpre and h contiguous | saved (M, N) contiguous: the pre-activation,
+    or the output of relu; not read when ACT is none | db (cdiv(M, BLOCK_M), N) fp32, from dpre before it is rounded
+    h and db are written only where NEED_H and NEED_DB.
     Rows beyond M are zero in x, so they add nothing to db. Grid (min(SMs, tiles),), persistent. fp32 accumulation.
     """
     OUT: tl.constexpr = dpre_ptr.dtype.element_ty

@@ -1,0 +1,286 @@
+"""The two-layer perceptron: fused_mlp, its raw operators, and its SPEC."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from . import _cases
+from ._activations import SAVES_OUTPUT, activate, activation_derivative, check_activation
+from ._autograd import hidden_grad, plain_aten
+from ._checks import refuse, require_device, require_float, require_shape, require_tensor
+from ._launch import KERNEL_DTYPES, column_sum, rows_of
+from ._matmul import act_bwd, matmul_dact, product
+from ._matmul_grads import add, linear_grads, times_derivative
+from ._matmul_plan import forced
+from ._spec import Backward, OpSpec, define
+from .linear import linear_launch, linear_reference
+
+
+def mlp_plain(
+    x: Tensor,
+    w1: Tensor,
+    b1: Optional[Tensor],
+    w2: Tensor,
+    b2: Optional[Tensor],
+    activation: Optional[str] = "gelu",
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """What fused_mlp computes, as PyTorch users write it today."""
+    if activation is None:
+        activation = "none"
+    return F.linear(activate(F.linear(x, w1, b1), activation), w2, b2)
+
+
+def mlp_reference(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, save_pre: bool, save_h: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, pre, h) in ATen. x (..., K), w1 (H, K), w2 (N, H); y (..., N), pre, h (..., H), each empty unless saved."""
+    h, pre = linear_reference(x, w1, b1, activation, save_pre)
+    y = F.linear(h, w2, b2).contiguous()
+    return y, pre, h if save_h else x.new_empty((0,))
+
+
+def mlp_launch(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, save_pre: bool, save_h: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """mlp_reference by two launches of fused_linear's kernels."""
+    h, pre = linear_launch(x, w1, b1, activation, save_pre)
+    y, _ = linear_launch(h, w2, b2, "none", False)
+    return y, pre, h if save_h else x.new_empty((0,))
+
+
+def mlp_bwd_reference(
+    dy: Tensor, x: Tensor, w1: Tensor, w2: Tensor, saved: Tensor, h: Tensor, activation: str,
+    need_dx: bool, need_dw1: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dx, dw1, db1, dw2, db2) in ATen; a gradient not needed is an empty tensor.
+
+    saved (..., H) is the pre-activation, or h for relu; any tensor where the activation is none. h may be empty: then it is
+    computed again from saved. x is read for dw1 only.
+    """
+    (H, K), N, M = w1.shape, w2.shape[0], math.prod(dy.shape[:-1])
+    wide = torch.float64 if dy.dtype is torch.float64 else torch.float32
+    rows, none = dy.reshape(M, N), dy.new_empty((0,))
+    dx = dw1 = db1 = dw2 = db2 = none
+    if need_dx or need_dw1 or need_db1:
+        dpre = rows.to(wide) @ w2.to(wide)
+        if activation != "none":
+            dpre = dpre * activation_derivative(saved.reshape(M, H).to(wide), activation)
+        low = dpre.to(dy.dtype)
+        dx = (low @ w1).reshape((*dy.shape[:-1], K)).contiguous() if need_dx else none
+        dw1 = (low.t() @ x.reshape(M, K)).contiguous() if need_dw1 else none
+        db1 = dpre.sum(0).to(dy.dtype) if need_db1 else none
+    if need_dw2:
+        dw2 = (rows.t() @ _hidden(saved, h, activation, (M, H))).contiguous()
+    if need_db2:
+        db2 = rows.to(wide).sum(0).to(dy.dtype)
+    return dx, dw1, db1, dw2, db2
+
+
+def _hidden(saved: Tensor, h: Tensor, activation: str, shape: tuple[int, int]) -> Tensor:
+    """h as (M, H): as stored, or from the pre-activation."""
+    stored = h.numel() == shape[0] * shape[1]
+    return h.reshape(shape) if stored else activate(saved.reshape(shape), activation)
+
+
+def mlp_bwd_launch(
+    dy: Tensor, x: Tensor, w1: Tensor, w2: Tensor, saved: Tensor, h: Tensor, activation: str,
+    need_dx: bool, need_dw1: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """mlp_bwd_reference by kernels: dpre, the partial sums of db1, and h where it was dropped, come from the epilogue of
+    the product dy @ w2; then one product a gradient."""
+    (H, K), N, M = w1.shape, w2.shape[0], math.prod(dy.shape[:-1])
+    if dy.dtype not in KERNEL_DTYPES or 0 in (M, N, H, K):
+        needs = (need_dx, need_dw1, need_db1, need_dw2, need_db2)
+        return mlp_bwd_reference(dy, x, w1, w2, saved, h, activation, *needs)
+    rows, none = rows_of(dy), dy.new_empty((0,))
+    dx = dw1 = db1 = dw2 = db2 = none
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dy.dtype, device=dy.device)
+
+    stored = h.numel() == M * H
+    if need_dx or need_dw1 or need_db1:
+        dpre = empty(M, H)
+        if dy.is_cuda and dy.dtype is torch.float32 and forced() is None:
+            product(rows, w2, dpre)
+            dpre, db1 = act_bwd(dpre, saved, activation, True, need_db1, dy.dtype)
+        else:
+            hidden = empty(M, H) if need_dw2 and not stored else None
+            parts = matmul_dact(rows, w2, saved.contiguous(), dpre, hidden, activation, need_db1)
+            db1 = column_sum(parts, dy.dtype) if need_db1 else none
+            h, stored = (h, stored) if hidden is None else (hidden, True)
+        if need_dx:
+            dx = empty(*dy.shape[:-1], K)
+            product(dpre, w1, dx.view(-1, K))
+        if need_dw1:
+            dw1 = empty(H, K)
+            product(dpre.t(), rows_of(x), dw1)
+    if need_dw2:
+        dw2 = empty(N, H)
+        product(rows.t(), _hidden(saved, h, activation, (M, H)), dw2)
+    if need_db2:
+        _, db2 = act_bwd(rows, rows, "none", False, True, dy.dtype)
+    return dx, dw1, db1, dw2, db2
+
+
+class _Mlp(torch.autograd.Function):
+    """pre and h are outputs hidden from users, as pre is _Linear's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, recompute: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        need_dx, need_dw1, need_db1, need_dw2, *_ = ctx.needs_input_grad
+        need_dpre = need_dx or need_dw1 or need_db1
+        if activation in SAVES_OUTPUT:
+            save_pre, save_h = False, need_dw2 or (need_dpre and activation == "relu")
+        else:
+            save_pre, save_h = need_dpre or (need_dw2 and recompute), need_dw2 and not recompute
+        y, pre, h = _FWD(x, w1, b1, w2, b2, activation, save_pre, save_h)
+        ctx.activation, ctx.shapes = activation, (w1.shape, w2.shape)
+        ctx.save_for_backward(
+            x if need_dw1 else None, w1 if need_dx else None, w2 if need_dpre else None,
+            pre if save_pre else None, h if save_h else None,
+        )  # fmt: skip
+        return y, pre, h
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dpre: Tensor | None, dh: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, w1, w2, pre, h = ctx.saved_tensors
+        *needs, _, _ = ctx.needs_input_grad
+        saved = h if pre is None else pre
+        dpre, dh = hidden_grad(dpre), hidden_grad(dh)
+        if torch.is_grad_enabled() or dpre is not None or dh is not None or dy is None:
+            dw2 = db2 = None
+            if dy is not None:
+                hidden = activate(pre, ctx.activation) if h is None and pre is not None else h
+                through, dw2, db2 = linear_grads(dy, hidden, w2, (w2 is not None, *needs[3:]))
+                dh = add(through, dh)
+            if dh is not None:
+                dpre = add(times_derivative(dh, saved, ctx.activation), dpre)
+            return *linear_grads(dpre, x, w1, needs[:3]), dw2, db2, None, None
+        w1, w2 = (dy.new_empty(()).expand(s) if w is None else w for w, s in zip((w1, w2), ctx.shapes))
+        tensors = (dy if x is None else x, w1, w2, dy if saved is None else saved, dy.new_empty((0,)) if h is None else h)
+        grads = _BWD(dy, *tensors, ctx.activation, *needs)
+        return *(grad if need else None for grad, need in zip(grads, needs)), None, None
+
+
+def fused_mlp(
+    x: Tensor,
+    w1: Tensor,
+    b1: Optional[Tensor],
+    w2: Tensor,
+    b2: Optional[Tensor],
+    activation: Optional[str] = "gelu",
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """activation(x @ w1^T + b1) @ w2^T + b2: a transformer's feed-forward block, with a fused backward.
+
+    Args:
+        x: (*, K), float32, float16, bfloat16 or float64, any strides.
+        w1: (H, K); b1: (H,) or None; w2: (N, H); b2: (N,) or None; x's dtype, any strides.
+        activation: as in fused_linear.
+        recompute: keep only the pre-activation for the backward and compute the activation again from it, in the
+            epilogue of a product: M * H elements less memory for one more write of them. (relu keeps only the
+            activation in either case.)
+
+    Returns:
+        (*, N), contiguous, of x's dtype. Under autocast everything is cast to the autocast dtype, as torch's linear.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit; an unknown activation.
+        NotImplementedError (a RuntimeError): a dtype that is no float.
+        TypeError: an argument of the wrong type.
+
+    The hidden layer is rounded to x's dtype between the two products, which accumulate in fp32. In the backward the
+    activation's derivative and b1's gradient are computed in the epilogue of dy @ w2, before rounding: the hidden layer's
+    gradient is never stored. Differentiable twice.
+    """
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return mlp_plain(x, w1, b1, w2, b2, activation)
+    else:
+        return _fused_mlp(x, w1, b1, w2, b2, activation, recompute)
+
+
+def _fused_mlp(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str | None, recompute: bool
+) -> Tensor:
+    tensors = (x, w1, b1, w2, b2)
+    if has_torch_function_variadic(*tensors):
+        given = tuple(t for t in tensors if t is not None)
+        return handle_torch_function(fused_mlp, given, *tensors, activation, recompute=recompute)
+    name = "none" if activation is None else activation
+    autocast = isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
+    _check(x, w1, b1, w2, b2, name, autocast)
+    if plain_aten("mlp"):
+        return mlp_plain(x, w1, b1, w2, b2, name)
+    if autocast and x.dtype is not torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, w1, w2 = x.to(dtype), w1.to(dtype), w2.to(dtype)
+        b1, b2 = (b if b is None else b.to(dtype) for b in (b1, b2))
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w1, b1, w2, b2)):
+        return _Mlp.apply(x, w1, b1, w2, b2, name, recompute)[0]
+    return _FWD(x, w1, b1, w2, b2, name, False, False)[0]
+
+
+def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, autocast: bool) -> None:
+    op = "fused_mlp"
+    require_tensor(op, "x", x)
+    require_float(op, "x", x)
+    check_activation(op, activation)
+    for name, weight in (("w1", w1), ("w2", w2)):
+        require_tensor(op, name, weight)
+        if weight.dim() != 2:
+            refuse(RuntimeError, op, name, f"shape {tuple(weight.shape)}", "two dimensions")
+    (H, K), N = w1.shape, w2.shape[0]
+    if x.dim() == 0 or x.shape[-1] != K:
+        refuse(RuntimeError, op, "x", f"shape {tuple(x.shape)}", f"last dimension K = {K} of w1 {tuple(w1.shape)}")
+    for name, tensor, shape in (("w1", w1, (H, K)), ("w2", w2, (N, H)), ("b1", b1, (H,)), ("b2", b2, (N,))):
+        require_tensor(op, name, tensor, optional=name.startswith("b"))
+        if tensor is not None:
+            require_float(op, name, tensor)
+            require_shape(op, name, tensor, shape)
+            require_device(op, name, tensor, x.device)
+            if tensor.dtype is not x.dtype and not autocast:
+                refuse(RuntimeError, op, name, tensor.dtype, f"the dtype of x, {x.dtype}")
+
+
+SPEC = define(
+    OpSpec(
+        name="mlp",
+        public=fused_mlp,
+        torch_fn=mlp_plain,
+        schema=(
+            "(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str activation, bool save_pre, bool save_h)"
+            " -> (Tensor y, Tensor pre, Tensor h)"
+        ),
+        reference=mlp_reference,
+        launch=mlp_launch,
+        bound=_cases.mlp.fwd_bound,
+        backward=Backward(
+            schema=(
+                "(Tensor dy, Tensor x, Tensor w1, Tensor w2, Tensor saved, Tensor h, str activation, bool need_dx,"
+                " bool need_dw1, bool need_db1, bool need_dw2, bool need_db2)"
+                " -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)"
+            ),
+            reference=mlp_bwd_reference,
+            launch=mlp_bwd_launch,
+            bound=_cases.mlp.bwd_bound,
+        ),
+        samples=_cases.mlp.samples,
+        errors=_cases.mlp.errors,
+        bench=_cases.mlp.BENCH,
+        audit=_cases.mlp.audit,
+    )
+)
+_FWD, _BWD = SPEC.fwd, SPEC.bwd
