@@ -11,8 +11,9 @@ import numpy as np
 
 from ._calibration import METHODS, Feed, activation_ranges, as_feeds, progress_bar, run
 from ._files import ExportError, PathLike, check_onnx, check_writable, output, require, sha256_of
-from ._graph import matches
 from ._manifest import write_manifest
+from ._modelopt import quantized_by_modelopt
+from ._qdq import choose_linears, insert_qdq, linears_of, weight_bytes
 
 MAX_BYTES = 1_900_000_000
 Metric = Callable[[list[np.ndarray], dict[str, np.ndarray]], np.ndarray]
@@ -90,6 +91,7 @@ class SensitivityReport:
 class _Calibrated:
     model: Any
     linears: dict[str, Any]  # node name -> NodeProto
+    feeds: list[dict[str, np.ndarray]]
     ranges: dict[str, tuple[np.float32, np.float32]]  # activation name -> (low, high)
 
 
@@ -105,11 +107,13 @@ def quantize_onnx(
     quantized_bins: int = 128,
     percentile: float = 99.99,
     per_channel: bool = True,
+    precision: str = "int8",
+    backend: str = "onnxruntime",
     evaluation: Iterable[Feed] | None = None,
     metric: Metric | None = None,
     progress: bool = True,
 ) -> QuantizationReport:
-    """Write an INT8 (QDQ) version of an fp32 ONNX file: its linears' inputs and weights, symmetric, as TensorRT wants them.
+    """Write an INT8 or FP8 (QDQ) version of an fp32 ONNX file: its linears' inputs and weights, symmetric, as TensorRT wants.
 
     Args:
         path: the fp32 ONNX file. A linear is a MatMul or Gemm whose second input is a weight.
@@ -121,7 +125,9 @@ def quantize_onnx(
             ("encoder.layer.*.output.dense"); default all linears.
         bins, quantized_bins: of the histograms; bins must exceed quantized_bins, or entropy has nothing to choose from.
         percentile: per cent of the magnitudes inside the range.
-        per_channel: one scale a weight column instead of one a weight.
+        per_channel: one scale a weight column instead of one a weight; modelopt always does.
+        precision: "int8", or "fp8" (e4m3), which takes backend="modelopt".
+        backend: "onnxruntime", or "modelopt" (nvidia-modelopt, with its own "minmax" and "entropy" and no bins).
         evaluation: batches not used in calibration; the report then holds the cosine to the fp32 file.
         metric: outputs and inputs to an array whose rows are compared; default the first output's last dimension.
         progress: draw a bar.
@@ -131,20 +137,41 @@ def quantize_onnx(
     """
     op = "quantize_onnx"
     target = check_writable(op, out)
-    calibrated = _calibrate(op, path, calibration, method, include, exclude, bins, quantized_bins, percentile, progress)
+    _check_backend(op, precision, backend)
+    calibrated = _calibrate(
+        op, path, calibration, method, include, exclude, bins, quantized_bins, percentile, progress, backend == "onnxruntime"
+    )
     held_out = None if evaluation is None else as_feeds(op, "evaluation", evaluation, _inputs(calibrated.model))
-    model = _quantized(calibrated, list(calibrated.linears), per_channel)
+    names = list(calibrated.linears)
+    if backend == "modelopt":
+        model = quantized_by_modelopt(op, Path(path), names, calibrated.feeds, precision, method)
+    else:
+        model = insert_qdq(calibrated.model, calibrated.ranges, names, per_channel)
+    del model.metadata_props[:]
+    model.metadata_props.extend(calibrated.model.metadata_props)
+    model.metadata_props.add(key="fused_ops.quantized", value=precision)
+    mean = low = float("nan")
+    if held_out is not None:
+        mean, low = _cosines(_run(op, calibrated.model, held_out, metric), _run(op, model, held_out, metric))
     with output(op, target) as staged:
         require("onnx", "onnx").save(model, str(staged))
         check_onnx(staged, op=op)
         source = {"file": Path(path).name, "sha256": sha256_of(path)}
-        write_manifest(staged, "onnx", source=source, quantized=list(calibrated.linears), method=method)
-    mean = low = float("nan")
-    if held_out is not None:
-        mean, low = _cosines(_run(op, calibrated.model, held_out, metric), _run(op, model, held_out, metric))
-    kept = [name for name in _linears(calibrated.model) if name not in calibrated.linears]
+        write_manifest(staged, "onnx", source=source, quantized=names, method=method, precision=precision)
+    kept = [name for name in linears_of(calibrated.model) if name not in calibrated.linears]
     ranges = {name: (float(a), float(b)) for name, (a, b) in calibrated.ranges.items()}
-    return QuantizationReport(str(target), method, list(calibrated.linears), kept, ranges, mean, low)
+    return QuantizationReport(str(target), method, names, kept, ranges, mean, low)
+
+
+def _check_backend(op: str, precision: str, backend: str) -> None:
+    if backend not in ("onnxruntime", "modelopt"):
+        raise ExportError(f"{op}: backend: got {backend!r}, allowed: 'onnxruntime', 'modelopt'")
+    if precision not in ("int8", "fp8"):
+        raise ExportError(f"{op}: precision: got {precision!r}, allowed: 'int8', 'fp8'")
+    if precision == "fp8" and backend != "modelopt":
+        raise ExportError(f"{op}: precision: got 'fp8' with backend {backend!r}, allowed: 'int8', or backend='modelopt'")
+    if backend == "modelopt":
+        require("modelopt", "modelopt")
 
 
 def sensitivity(
@@ -175,7 +202,9 @@ def sensitivity(
     rows = []
     with progress_bar("one linear at a time", len(calibrated.linears), progress) as advance:
         for name in calibrated.linears:
-            mean, low = _cosines(expected, _run(op, _quantized(calibrated, [name], per_channel), data, metric))
+            mean, low = _cosines(
+                expected, _run(op, insert_qdq(calibrated.model, calibrated.ranges, [name], per_channel), data, metric)
+            )
             rows.append(LayerSensitivity(name, mean, low))
             advance()
     return SensitivityReport(str(path), method, sorted(rows, key=lambda row: row.cosine_mean))
@@ -183,9 +212,9 @@ def sensitivity(
 
 def _calibrate(
     op: str, path: PathLike, calibration: Iterable[Feed], method: str, include: Sequence[str] | None, exclude: Sequence[str],
-    bins: int, quantized_bins: int, percentile: float, progress: bool,
+    bins: int, quantized_bins: int, percentile: float, progress: bool, measure: bool = True,
 ) -> _Calibrated:  # fmt: skip
-    """Check everything, choose the linears, and measure their inputs' ranges."""
+    """Check everything, choose the linears, and measure their inputs' ranges unless another tool will."""
     if method not in METHODS:
         raise ExportError(f"{op}: method: got {method!r}, allowed: {', '.join(map(repr, METHODS))}")
     if method == "entropy" and not bins > quantized_bins > 1:
@@ -195,109 +224,24 @@ def _calibrate(
         )
     if not 0 < percentile <= 100:
         raise ExportError(f"{op}: percentile: got {percentile}, allowed: above 0, up to 100")
-    size = _weight_bytes(check_onnx(path, op=op))
+    size = weight_bytes(check_onnx(path, op=op))
     if size > MAX_BYTES:
         raise ExportError(f"{op}: path: got a model of {size} bytes, allowed: up to {MAX_BYTES}, as protobuf ends at 2 GB")
     model = require("onnx", "onnx").load(str(path))
-    linears = _chosen(op, model, include, exclude)
+    linears = choose_linears(op, model, include, exclude)
     feeds = as_feeds(op, "calibration", calibration, _inputs(model))
-    names = sorted({node.input[0] for node in linears.values()})
-    ranges = activation_ranges(
-        op, model, names, feeds, method=method, bins=bins, quantized_bins=quantized_bins, percentile=percentile, show=progress
-    )
-    return _Calibrated(model, linears, ranges)
-
-
-def _weight_bytes(model: Any) -> int:
-    """The bytes of a model and of its external weights, none of which are loaded."""
-    external = [{e.key: e.value for e in t.external_data} for t in model.graph.initializer]
-    return int(model.ByteSize()) + sum(int(entry.get("length", 0)) for entry in external)
+    ranges: dict[str, tuple[np.float32, np.float32]] = {}
+    if measure:
+        ranges = activation_ranges(
+            op, model, sorted({node.input[0] for node in linears.values()}), feeds, method=method, bins=bins,
+            quantized_bins=quantized_bins, percentile=percentile, show=progress,
+        )  # fmt: skip
+    return _Calibrated(model, linears, feeds, ranges)
 
 
 def _inputs(model: Any) -> list[str]:
     weights = {i.name for i in model.graph.initializer}
     return [v.name for v in model.graph.input if v.name not in weights]
-
-
-def _linears(model: Any) -> dict[str, Any]:
-    """The nodes that multiply an activation by a weight, by name."""
-    weights = {i.name for i in model.graph.initializer}
-    return {
-        node.name: node
-        for node in model.graph.node
-        if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights and node.input[0] not in weights
-    }
-
-
-def _chosen(op: str, model: Any, include: Sequence[str] | None, exclude: Sequence[str]) -> dict[str, Any]:
-    linears = _linears(model)
-    if "" in linears:
-        raise ExportError(f"{op}: path: a linear has no name, allowed: a file whose nodes are named, as export_onnx names them")
-    for argument, patterns in (("include", include or ()), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise ExportError(f"{op}: {argument}: got the string {patterns!r}, allowed: a sequence of patterns")
-        for pattern in patterns:
-            if not any(matches(name, pattern) for name in linears):
-                raise ExportError(
-                    f"{op}: {argument}: got {pattern!r}, allowed: patterns that match a linear, such as {_some(linears)}"
-                )
-    chosen = {
-        name: node
-        for name, node in linears.items()
-        if (include is None or any(matches(name, p) for p in include)) and not any(matches(name, p) for p in exclude)
-    }
-    if not chosen:
-        raise ExportError(f"{op}: no linear is left to quantise of {len(linears)}")
-    return chosen
-
-
-def _some(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in list(names)[:3]) or "none: the file has no linear"
-
-
-def _quantized(calibrated: _Calibrated, nodes: Sequence[str], per_channel: bool) -> Any:
-    """A copy of the model with Q and DQ on the inputs and weights of the named nodes, and on nothing else.
-
-    onnxruntime's quantizer puts a quantised tensor before all its consumers, the residual connection too: the linears
-    read theirs through an Identity of their own, which is taken out again afterwards.
-    """
-    onnx, quantization = require("onnx", "onnx"), require("onnxruntime.quantization", "onnx")
-    calibrate = require("onnxruntime.quantization.calibrate", "onnx")
-    qdq = require("onnxruntime.quantization.qdq_quantizer", "onnx")
-    model = onnx.ModelProto()
-    model.CopyFrom(calibrated.model)
-    types = {v.name: v for v in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
-    private: dict[str, str] = {}
-    for node in model.graph.node:
-        if node.name in nodes:
-            private.setdefault(node.input[0], f"{node.input[0]}/linear_input")
-            node.input[0] = private[node.input[0]]
-    for name, copy in private.items():
-        model.graph.node.append(onnx.helper.make_node("Identity", [name], [copy], copy))
-        model.graph.value_info.add().CopyFrom(types[name])
-        model.graph.value_info[-1].name = copy
-    data = calibrate.TensorsData(
-        calibrate.CalibrationMethod.MinMax, {copy: calibrated.ranges[name] for name, copy in private.items()}
-    )
-    options = {
-        "ActivationSymmetric": True,
-        "WeightSymmetric": True,
-        "QuantizeBias": False,
-        "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
-    }
-    int8 = quantization.QuantType.QInt8
-    quantizer = qdq.QDQQuantizer(model, per_channel, False, int8, int8, data, list(nodes), [], ["MatMul", "Gemm"], options)
-    quantizer.quantize_model()
-    result = quantizer.model.model
-    origin = {copy: name for name, copy in private.items()}
-    for node in result.graph.node:
-        node.input[:] = [origin.get(name, name) for name in node.input]
-    for graph_list in (result.graph.node, result.graph.value_info):
-        for item in [x for x in graph_list if x.name in origin]:
-            graph_list.remove(item)
-    quantizer.model.topological_sort()
-    result.metadata_props.add(key="fused_ops.quantized", value="int8")
-    return result
 
 
 def _run(op: str, model: Any, feeds: Sequence[dict[str, np.ndarray]], metric: Metric | None) -> np.ndarray:

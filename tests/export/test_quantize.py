@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,64 @@ def test_model_beyond_protobuf_is_refused(
     monkeypatch.setattr("fused_ops.export.quantize.MAX_BYTES", path.stat().st_size + 10_000)
     quantize_onnx(path, tmp_path / "q.onnx", batches(0), progress=False)
     assert verify(tmp_path / "q.onnx", tails[0], torch.randn(2, 3, 16), min_cosine=0.9).ok
+
+
+def test_shared_weight_stays_fp32_for_others(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight + self.weight.sum(0) + self.weight @ self.weight
+
+    path, out = tmp_path / "tied.onnx", tmp_path / "q.onnx"
+    export_onnx(Tied().eval(), (torch.randn(2, 16, 16),), path)
+    report = quantize_onnx(path, out, [{"x": torch.randn(2, 16, 16)}], progress=False)
+    assert len(report.quantized) == 1
+    graph = onnx.load(out).graph
+    quantised = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    readers = [node.name for node in graph.node if set(node.input) & quantised]
+    assert readers == report.quantized
+
+
+def test_half_precision_file_is_refused(tails: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    export_onnx(tails[0], (torch.randn(2, 3, 16),), tmp_path / "half.onnx", precision="fp16")
+    with pytest.raises(ExportError, match="path: got linears that are not fp32"):
+        quantize_onnx(tmp_path / "half.onnx", tmp_path / "q.onnx", batches(0), progress=False)
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("int8", onnx.TensorProto.INT8), ("fp8", onnx.TensorProto.FLOAT8E4M3FN)])
+def test_modelopt(tails: tuple[nn.Module, Path], tmp_path: Path, precision: str, kind: int) -> None:
+    pytest.importorskip("modelopt.onnx.quantization", reason="needs nvidia-modelopt")
+    out = tmp_path / "q.onnx"
+    report = quantize_onnx(
+        tails[1],
+        out,
+        batches(0),
+        precision=precision,
+        backend="modelopt",
+        exclude=["wild"],
+        evaluation=batches(1),
+        progress=False,
+    )
+    assert report.quantized == ["mild/MatMul"]
+    assert report.cosine_min > 0.95
+    graph = onnx.load(out).graph
+    assert [n.op_type for n in graph.node].count("DequantizeLinear") == 2
+    zeros = [i for i in graph.initializer if i.data_type == kind]
+    assert len(zeros) == 2
+    assert not [p for p in tmp_path.iterdir() if p.name not in ("q.onnx", "q.onnx.manifest.json")]
+
+
+def test_modelopt_missing_or_wrong(tails: tuple[nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modelopt", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fused-ops\[modelopt\]'"):
+        quantize_onnx(tails[1], tmp_path / "q.onnx", batches(0), precision="fp8", backend="modelopt", progress=False)
+    for arguments in ({"precision": "fp8"}, {"precision": "int4"}, {"backend": "tensorrt"}):
+        with pytest.raises(ExportError, match=r"(precision|backend): got"):
+            quantize_onnx(tails[1], tmp_path / "q.onnx", batches(0), progress=False, **arguments)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sensitivity_finds_the_harmful_linear(tails: tuple[nn.Module, Path], tmp_path: Path) -> None:
