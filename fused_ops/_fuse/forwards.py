@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from .linears import Parent
 from .patterns import Fused
 from .report import ALREADY, FUSED, LEFT
@@ -30,17 +28,16 @@ def fuse_forwards(run: Run, parents: list[tuple[Parent, frozenset[str]]]) -> Non
 
 def _one(run: Run, parent: Parent, available: frozenset[str], missing: frozenset[str], readable: frozenset[str]) -> None:
     module = parent.module
-    for chain in find(module, missing, readable):
-        _record(run, parent, chain.fused(), LEFT, f"this version of fused_ops has no fused_{chain.op}")
-    chains = find(module, available, readable)
-    if not chains:
+    for fused in find(module, missing, readable):
+        _record(run, parent, fused, LEFT, f"this version of fused_ops has no fused_{fused.op}")
+    found = find(module, available, readable)
+    if not found:
         return
     try:
         made = programs(module, available, readable)
     except UntraceableError as error:
-        for chain in chains:
-            reason = f"{type(module).__name__}.forward cannot be replaced by its graph: {error}"
-            _record(run, parent, chain.fused(), LEFT, reason)
+        for fused in found:
+            _record(run, parent, fused, LEFT, f"{type(module).__name__}.forward cannot be replaced by its graph: {error}")
         return
     for fused in _fused(made):
         _record(run, parent, fused, FUSED)
@@ -53,14 +50,18 @@ def _fused(programs: dict[bool, Program]) -> list[Fused]:
     return list(dict.fromkeys(fused for program in programs.values() for fused in program.fused))
 
 
+def _class_before(parent: Parent, path: str) -> str:
+    return type(parent.module.get_submodule(path)).__name__
+
+
 def _record(run: Run, parent: Parent, fused: Fused, status: str, reason: str = "") -> None:
     """Two Linears are a row of their parent's; a Linear with its activation is the Linear's own row."""
     before = type(parent.module).__name__
     if fused.op == "linear":
         detail = f"with {fused.activation}, called as a function: {before}.forward is replaced by its graph"
-        run.record(parent.full(fused.linears[0]), nn.Linear.__name__, "linear", status, reason or detail)
+        run.record(parent.full(fused.linears[0]), _class_before(parent, fused.linears[0]), "linear", status, reason or detail)
         return
     detail = f"{' and '.join(fused.linears)} with {fused.activation}: forward is replaced by its graph"
-    if fused.idle:
-        detail += f"; not while {' and '.join(fused.idle)} drops"
+    if fused.op == "mlp":
+        detail += ", in training only"
     run.record(parent.name, before, fused.op, status, reason or detail)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 
-from ..nn import FusedLinear
 from .activations import Absorbed
+from .linears import linear_classes
 from .match import activation_at
 
 _MUL = (operator.mul, operator.imul, torch.mul)
@@ -32,8 +32,8 @@ class Fused:
 class Chain:
     """One replaceable chain: op, the Linears' paths in the order the fused function takes them, and the nodes it covers.
 
-    nodes are in graph order, the last one gives the chain's result. activations, idle: paths of the activation modules,
-    and of the dropouts that do nothing now, which the fused call leaves out.
+    nodes are in graph order, the last one gives the chain's result. left_out: paths of the modules other than Linears
+    that the fused call makes superfluous; idle: those of them that are dropouts, which must do nothing.
     """
 
     op: str
@@ -41,7 +41,7 @@ class Chain:
     linears: tuple[str, ...]
     x: Any
     nodes: tuple[Node, ...]
-    activations: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
 
     def fused(self) -> Fused:
@@ -75,7 +75,7 @@ def _linear(module: nn.Module, node: Node) -> Chain | None:
     if node.op not in ("call_function", "call_method"):
         return None
     found = _activated(module, node)
-    if found is None or type(_called(module, found.linear)) is not nn.Linear:
+    if found is None or not _plain_linear(module, found.linear):
         return None
     return Chain("linear", found.activation, (str(found.linear.target),), found.linear.args[0], found.nodes)
 
@@ -91,7 +91,12 @@ def _gated(module: nn.Module, node: Node) -> Chain | None:
             continue
         nodes = (*gate.nodes, up, node)
         return Chain(
-            "gated_linear", gate.activation, (str(gate.linear.target), str(up.target)), up.args[0], nodes, _modules(gate.nodes)
+            "gated_linear",
+            gate.activation,
+            (str(gate.linear.target), str(up.target)),
+            up.args[0],
+            nodes,
+            _modules(gate.nodes[1:]),
         )
     return None
 
@@ -99,22 +104,22 @@ def _gated(module: nn.Module, node: Node) -> Chain | None:
 def _mlp(module: nn.Module, node: Node) -> Chain | None:
     if not _plain_linear(module, node):
         return None
+    if not module.training:  # in evaluation a fused MLP saves nothing over its first half: cuBLAS does the second
+        return None
     between: list[Node] = []
-    idle: list[str] = []
     before = node.args[0]
     while isinstance(before, Node) and len(before.users) == 1 and _does_nothing(module, before):
-        between.append(before)
-        if isinstance(_called(module, before), nn.Dropout):
-            idle.append(str(before.target))
+        between.insert(0, before)
         before = before.args[0]
     if not isinstance(before, Node) or len(before.users) != 1:
         return None
     first = _activated(module, before)
     if first is None:
         return None
-    nodes = (*first.nodes, *reversed(between), node)
     paths = (str(first.linear.target), str(node.target))
-    return Chain("mlp", first.activation, paths, first.linear.args[0], nodes, _modules(first.nodes), tuple(idle))
+    rest = (*first.nodes[1:], *between)
+    idle = tuple(str(n.target) for n in between if isinstance(_called(module, n), nn.Dropout))
+    return Chain("mlp", first.activation, paths, first.linear.args[0], (first.linear, *rest, node), _modules(rest), idle)
 
 
 def _activated(module: nn.Module, node: Node) -> Activated | None:
@@ -123,8 +128,8 @@ def _activated(module: nn.Module, node: Node) -> Activated | None:
     while _is_absorbed(module, node) and isinstance(before := node.args[0], Node) and len(before.users) == 1:
         nodes.insert(0, node)
         node = before
-    called = _called(module, node)
-    if type(called) is FusedLinear and called.activation is not None and _one_input(node):
+    called: Any = _called(module, node)
+    if type(called) in linear_classes().values() and called.activation is not None and _one_input(node):
         return Activated(called.activation, node, (node, *nodes))
     if (found := activation_at(module, node)) is None or not node.args:
         return None
@@ -143,8 +148,9 @@ def _one_input(node: Node) -> bool:
 
 
 def _plain_linear(module: nn.Module, node: Node) -> bool:
-    called = _called(module, node)
-    bare = type(called) is nn.Linear or (type(called) is FusedLinear and called.activation is None)
+    called: Any = _called(module, node)
+    known = linear_classes()
+    bare = type(called) in known or (type(called) in known.values() and called.activation is None)
     return bare and _one_input(node)
 
 
@@ -168,5 +174,5 @@ def _does_nothing(module: nn.Module, node: Node) -> bool:
 
 
 def _modules(nodes: tuple[Node, ...]) -> tuple[str, ...]:
-    """The paths of the activation modules among the nodes after a Linear."""
-    return tuple(str(node.target) for node in nodes[1:] if node.op == "call_module")
+    """The paths of the modules among nodes."""
+    return tuple(str(node.target) for node in nodes if node.op == "call_module")

@@ -9,6 +9,7 @@ not the one that was traced: an optional argument given, a child replaced or hoo
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from . import conditions
 from .activations import AbsorbedFunction, function_activation
@@ -108,7 +109,12 @@ class FusedForward:
 @functools.cache
 def forward_class(base: Any) -> type[nn.Module]:
     """base with FusedForward before it. Instances pickle by base, so the class needs no importable name."""
-    members = {"__module__": base.__module__, "__doc__": base.__doc__, "_fuse_base_forward": base.forward}
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return FusedForward.forward(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]  # torch.export and callers read it
+    members = {"__module__": base.__module__, "__doc__": base.__doc__, "_fuse_base_forward": base.forward, "forward": forward}
     return type(f"Fused{base.__name__}", (FusedForward, base), members)
 
 
@@ -121,13 +127,17 @@ def _bare(base: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
-def find(module: nn.Module, ops: frozenset[str], allowed: frozenset[str]) -> list[Chain]:
-    """The chains of allowed Linears in module's forward in evaluation mode; none when it cannot be traced."""
+def find(module: nn.Module, ops: frozenset[str], allowed: frozenset[str]) -> list[Fused]:
+    """What a new forward of module could fuse, in evaluation and in training; nothing when it cannot be traced."""
+    found: list[Fused] = []
     try:
-        with _mode(module, False):
-            return _chains(module, trace_once(module, False, _entry(module))[0], ops, allowed)
+        for training in (False, True):
+            with _mode(module, training):
+                graph, _ = trace_once(module, training, _entry(module))
+                found += [chain.fused() for chain in _chains(module, graph, ops, allowed)]
     except UntraceableError:
         return []
+    return list(dict.fromkeys(found))
 
 
 def programs(module: nn.Module, ops: frozenset[str], allowed: frozenset[str]) -> dict[bool, Program]:
@@ -151,11 +161,11 @@ def _entry(module: nn.Module) -> str:
 
 def _chains(module: nn.Module, graph: Graph, ops: frozenset[str], allowed: frozenset[str]) -> list[Chain]:
     found = chains(module, graph, ops)
-    return [c for c in found if allowed.issuperset(c.linears) and not any(_busy(module, path) for path in c.activations)]
+    return [c for c in found if allowed.issuperset(c.linears) and not any(_busy(module, path) for path in c.left_out)]
 
 
 def _busy(module: nn.Module, path: str) -> bool:
-    """Whether the activation module at path does more than its class says."""
+    """Whether the module at path, which is no Linear, does more than its class says."""
     child = _child(module, path)
     return conditions.hooks(child) is not None or conditions.replaced_forward(child) is not None
 
@@ -213,7 +223,7 @@ def _program(module: nn.Module, graph: Graph, found: list[Chain], constants: tup
     linears = {path: _child(module, path) for chain in found for path in chain.linears}
     for chain in found:
         _replace(graph, chain, linears)
-    children = linears | {path: _child(module, path) for chain in found for path in chain.activations}
+    children = linears | {path: _child(module, path) for chain in found for path in chain.left_out}
     graph.lint()
     arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
     return Program(
@@ -226,11 +236,17 @@ def _program(module: nn.Module, graph: Graph, found: list[Chain], constants: tup
     )
 
 
+def _weight(graph: Graph, path: str, linear: nn.Module) -> Node:
+    """The weight as (out, in)."""
+    weight = graph.get_attr(f"{path}.weight")
+    return weight if isinstance(linear, nn.Linear) else graph.call_method("t", (weight,))  # transformers' Conv1D is (in, out)
+
+
 def _replace(graph: Graph, chain: Chain, linears: dict[str, nn.Module]) -> None:
     """Put the fused call where chain's result is, and take chain's nodes out."""
     last = chain.nodes[-1]
     with graph.inserting_before(last):
-        weights = [graph.get_attr(f"{path}.weight") for path in chain.linears]
+        weights = [_weight(graph, path, linears[path]) for path in chain.linears]
         biases = [graph.get_attr(f"{path}.bias") if linears[path].bias is not None else None for path in chain.linears]
         if chain.op == "linear":
             args: tuple[Any, ...] = (chain.x, *weights, *biases, chain.activation)

@@ -63,7 +63,8 @@ by_name = pytest.mark.parametrize("cls", FORMS, ids=lambda c: c.__name__)
 
 
 def fused_calls(model: nn.Module, *args, **kwargs) -> list[str]:
-    """The fused functions that one call of model runs, by the names of their raw operators."""
+    """The fused functions that one call of model in evaluation runs, by the names of their raw operators."""
+    model.eval()
     with torch.profiler.profile() as profile, torch.no_grad():
         model(*args, **kwargs)
     return [e.name.removeprefix("fused_ops::") for e in profile.events() if e.name.startswith("fused_ops::")]
