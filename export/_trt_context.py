@@ -43,14 +43,11 @@ class Context:
     MAX_GRAPHS = 4
 
     def __init__(self, engine: Engine, profile: int, cuda_graph: bool) -> None:
-        self.engine, self.profile = engine, profile
+        self.engine, self.profile, self._cuda_graph = engine, profile, cuda_graph
         self._graphs: OrderedDict[tuple[Any, ...], _Graph] = OrderedDict()
-        # RTX captures graphs itself, because it compiles kernels in the background; TensorRT leaves the capture to us.
-        self._own_graphs = cuda_graph and not engine.backend.compiles_at_runtime
         self._lock = threading.Lock()
         self._side = cuda.Stream(engine.device)
-        self._native = engine.native_context(cuda_graph)
-        self._select_profile(self._native)
+        self._native = None if cuda_graph else self._new_native()
 
     def __call__(self, *args: Tensor, out: Mapping[str, Tensor] | None = None, **inputs: Tensor) -> dict[str, Tensor]:
         """Run once.
@@ -80,9 +77,8 @@ class Context:
             if stream is not caller:
                 stream.wait_stream(caller)
             with cuda.stream(stream):
-                outputs = (
-                    self._replay(named, given, stream) if self._own_graphs else self._run(self._native, named, given, stream)
-                )
+                replayed = self._cuda_graph
+                outputs = self._replay(named, given, stream) if replayed else self._run(self._native, named, given, stream)
             if stream is not caller:
                 caller.wait_stream(stream)
                 for tensor in (*named.values(), *outputs.values()):
@@ -124,7 +120,10 @@ class Context:
         graph = self._graphs[key]
         for name, tensor in named.items():
             graph.inputs[name].copy_(tensor)
-        graph.graph.replay()
+        if graph.graph is None:
+            self._enqueue(graph.native, stream)
+        else:
+            graph.graph.replay()
         results = {}
         for name, tensor in graph.outputs.items():
             if name in given:
@@ -135,9 +134,11 @@ class Context:
         return results
 
     def _capture(self, named: dict[str, Tensor], stream: Any) -> _Graph:
-        """A graph with a native context of its own: a captured graph is bound to its context's shapes and memory."""
-        native = self.engine.native_context()
-        self._select_profile(native)
+        """A graph with a native context and buffers of its own: it is bound to their addresses and shapes.
+
+        RTX captures by itself what it runs on the same addresses, because it compiles kernels in the background.
+        """
+        native = self._new_native()
         inputs = {name: tensor.clone() for name, tensor in named.items()}
         outputs = self._run(native, inputs, {}, stream)  # TensorRT must have run these shapes once before a capture
         if any(-1 in tuple(native.get_tensor_shape(name)) for name in outputs) or any(i.on_host for i in self.engine.inputs):
@@ -145,6 +146,8 @@ class Context:
                 "Engine: cuda_graph: not possible: an output's shape depends on the data, or an input lives on the host"
             )
         stream.synchronize()
+        if self.engine.backend.compiles_at_runtime:
+            return _Graph(None, native, inputs, outputs)
         graph = cuda.CUDAGraph()
         with cuda.graph(graph, stream=stream):
             self._enqueue(native, stream)
@@ -187,14 +190,22 @@ class Context:
             if not fits(shape, ranges):
                 raise ExportError(f"Engine: {name}: got shape {shape}, allowed by profile {self.profile}: from {low} to {high}")
 
-    def _select_profile(self, native: Any) -> None:
+    def _release(self) -> None:
+        """Free the scratch memory and the graphs, for Engine.close."""
+        with self._lock:
+            self._graphs.clear()
+            self._native = None
+
+    def _new_native(self) -> Any:
+        native = self.engine.native_context(self._cuda_graph)
         if self.profile and not native.set_optimization_profile_async(self.profile, self._side.cuda_stream):
             raise EngineError(f"Engine.context: profile {self.profile} was refused:", self.engine.logger.messages)
         self._side.synchronize()
+        return native
 
 
 class _Graph:
-    """A captured CUDA graph and what it reads and writes. The native context must outlive it."""
+    """A captured CUDA graph (None where RTX holds it) and what it reads and writes. The native context must outlive it."""
 
     def __init__(self, graph: Any, native: Any, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
         self.graph, self.native, self.inputs, self.outputs = graph, native, inputs, outputs

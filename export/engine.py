@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ class Engine:
         self.outputs = tuple(self._info(name) for name in names if native.get_tensor_mode(name) == modes.OUTPUT)
         self.profiles = tuple(self._profile(index) for index in range(native.num_optimization_profiles))
         self._runtime_config: Any = None
+        self._runtime: Any = None  # must outlive native
         self._cache: tuple[Any, PathLike] | None = None
         self._contexts: dict[int, Context] = {}
+        self._open: weakref.WeakSet[Context] = weakref.WeakSet()
         self._lock = threading.Lock()
         self.closed = False
 
@@ -98,6 +101,7 @@ class Engine:
             built = f" (built by {manifest['kind']} {manifest.get('versions')})" if manifest else ""
             raise EngineError(f"{OP}: {trt.name} {trt.version} does not load {str(path)!r}{built}:", logger.messages)
         engine = cls(trt, native, logger, target, manifest)
+        engine._runtime = runtime
         if runtime_cache is not None:
             engine._attach_runtime_cache(runtime_cache)
         return engine
@@ -125,7 +129,9 @@ class Engine:
         self.require_open()
         if not 0 <= profile < max(len(self.profiles), 1):
             raise ExportError(f"Engine.context: profile: got {profile}, allowed: 0 to {len(self.profiles) - 1}")
-        return Context(self, profile, cuda_graph)
+        context = Context(self, profile, cuda_graph)
+        self._open.add(context)
+        return context
 
     def bind(self, args: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Arguments by input name, each checked for its type, dtype and device."""
@@ -207,8 +213,10 @@ class Engine:
         cuda.synchronize(self.device)
         cache, self._cache = self._cache, None
         data = bytes(cache[0].serialize()) if cache else b""
+        for context in list(self._open):
+            context._release()
         self._contexts.clear()
-        self._runtime_config = self.native = None
+        self._runtime_config = self.native = self._runtime = None
         if cache:
             write_bytes("Engine.close", cache[1], data)
 

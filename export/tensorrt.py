@@ -91,8 +91,10 @@ def build_engine(
     target = check_writable(OP, engine_path)
     names = (compute_capability,) if isinstance(compute_capability, str) else tuple(compute_capability)
     options = BuildOptions(
-        names, dict(memory_pools or {}), max_aux_streams, optimization_level, hardware_compatibility, version_compatible,
-        refit, strip_weights, timing_cache, profiling_verbosity, tf32,
+        compute_capability=names, memory_pools=dict(memory_pools or {}), max_aux_streams=max_aux_streams,
+        optimization_level=optimization_level, hardware_compatibility=hardware_compatibility, refit=refit, tf32=tf32,
+        version_compatible=version_compatible, strip_weights=strip_weights, timing_cache=timing_cache,
+        profiling_verbosity=profiling_verbosity,
     )  # fmt: skip
     if timing_cache is not None:
         check_writable(OP, timing_cache)

@@ -264,9 +264,16 @@ def test_a_graph_is_captured_once_a_shape_and_replayed(make: Callable[..., Engin
 
 
 def test_rtx_captures_its_graphs_itself(make: Callable[..., Engine], cuda: FakeCuda) -> None:
-    loaded, x = make(rtx=True), torch.randn(2, 4)
-    torch.testing.assert_close(loaded.context(cuda_graph=True)(x)["y"], 2 * x, rtol=0, atol=0)
-    torch.testing.assert_close(loaded.context()(x)["y"], 2 * x, rtol=0, atol=0)
+    """It needs to see the same addresses again: the context keeps buffers, a set for each set of shapes."""
+    loaded = make(rtx=True)
+    context = loaded.context(cuda_graph=True)
+    kept = [(x, context(x)["y"]) for x in (torch.randn(2, 4), torch.randn(2, 4))]
+    addresses = dict(loaded.native.contexts[0].addresses)
+    kept.append((x := torch.randn(2, 4), context(x)["y"]))
+    assert loaded.native.contexts[0].addresses == addresses
+    kept.append((x := torch.randn(2, 4), loaded.context()(x)["y"]))
+    for x, y in kept:
+        torch.testing.assert_close(y, 2 * x, rtol=0, atol=0)
     assert [native.config.cuda_graph_strategy for native in loaded.native.contexts] == ["whole", "disabled"]
     assert cuda.capturing is None
 
@@ -283,6 +290,7 @@ def test_closing_waits_for_the_device_and_is_final(make: Callable[..., Engine], 
         context = loaded.context()
         loaded(torch.ones(2, 4))
     assert cuda.calls[-1] == ("synchronize device",)
+    assert context._native is None
     loaded.close()
     for call in (lambda: loaded(torch.ones(2, 4)), lambda: context(torch.ones(2, 4)), loaded.layers, lambda: loaded.refit("m")):
         with pytest.raises(ExportError, match="it is closed"):
