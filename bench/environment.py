@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -47,10 +49,11 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The checkout's short commit, with "+" when tracked files differ from it; "" outside a repository."""
+    """The checkout's short commit, with "+" when tracked files differ from it; outside a repository what
+    FUSED_OPS_COMMIT says, or ""."""
     sha = _output("git", "rev-parse", "--short=12", "HEAD")
     changed = _output("git", "status", "--porcelain", "--untracked-files=no")
-    return sha + ("+" if sha and changed else "")
+    return sha + ("+" if changed else "") if sha else os.environ.get("FUSED_OPS_COMMIT", "")
 
 
 @functools.cache
@@ -77,7 +80,26 @@ def device_folder() -> str:
 
 
 def clocks() -> dict[str, str]:
-    """SM and memory clock (MHz) and temperature (C) now; empty strings without nvidia-smi or a GPU."""
+    """SM and memory clock (MHz) and temperature (C) now; empty strings without a GPU, or without NVML and nvidia-smi.
+
+    nvidia-smi takes a good part of a second: asked at most every five.
+    """
     names = ("clock_sm_mhz", "clock_mem_mhz", "temperature_c")
-    values = _smi("clocks.sm,clocks.mem,temperature.gpu") if torch.cuda.is_available() else ""
-    return dict(zip(names, values.split(", "))) if values else dict.fromkeys(names, "")
+    if not torch.cuda.is_available():
+        return dict.fromkeys(names, "")
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        card = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+        kinds = (pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM)
+        values = [pynvml.nvmlDeviceGetClockInfo(card, kind) for kind in kinds]
+        return dict(zip(names, map(str, [*values, pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU)])))
+    except Exception:
+        said = _smi_clocks(int(time.monotonic() / 5))
+    return dict(zip(names, said.split(", "))) if said else dict.fromkeys(names, "")
+
+
+@functools.lru_cache(1)
+def _smi_clocks(_: int) -> str:
+    return _smi("clocks.sm,clocks.mem,temperature.gpu")

@@ -34,7 +34,7 @@ class Step:
     needs: str = ""
 
 
-PARALLEL = ("-n", "12") if importlib.util.find_spec("xdist") else ()  # most of the time goes into compiling kernels
+PARALLEL = ("-n", "8") if importlib.util.find_spec("xdist") else ()  # most of the time goes into compiling kernels
 KEEP_GOING = (sys.executable, "-m", "pytest", "-q", "--maxfail=40", "--tb=short")
 BENCH = (sys.executable, "-m", "pytest", "-q", "--tb=short", "--benchmark-columns=median,iqr,rounds")
 SANITIZE = ("compute-sanitizer", "--error-exitcode", "86", "--print-limit", "20")

@@ -106,7 +106,7 @@ class Measurement:
 
     def capture(self) -> Replay:
         """Capture the steps, poison their results, replay, and hold the last step's results to the reference again."""
-        self.replay = Replay(self.steps)
+        self.replay = Replay(self.steps, self.prepared.no_graph)
         inputs = {a.data_ptr() for s in self.bundle.sets for a in (*s.args, *s.kwargs.values(), *s.dy) if isinstance(a, Tensor)}
         self.replay.poison(keep=inputs)
         self.replay.run()

@@ -5,6 +5,7 @@ compute-sanitizer --tool memcheck --error-exitcode 86 python3 -m bench.sanitize
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -48,4 +49,5 @@ def run(device: str, dtypes: tuple[torch.dtype, ...]) -> int:
 if __name__ == "__main__":
     if not torch.cuda.is_available():
         sys.exit("bench.sanitize: needs a CUDA device")
+    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # torch's pool would hide accesses beyond a tensor's end
     print(f"{run('cuda', (torch.bfloat16, torch.float32))} calls")

@@ -37,7 +37,7 @@ class Replay:
     Steps of one graph write to different memory, and their results stay readable: check them after a replay.
     """
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[Step], no_graph: str = "") -> None:
         self.steps = steps
         self.graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
         self.why_no_graph = ""
@@ -51,6 +51,8 @@ class Replay:
         torch.cuda.synchronize()
         gc.collect()
         try:
+            if no_graph:
+                raise RuntimeError(no_graph)
             with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
                 self.results = [step() for step in steps]
         except Exception as error:

@@ -45,10 +45,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class Prepared:
-    """call takes the public function's arguments; configuration says how it was set up, for the CSV."""
+    """call takes the public function's arguments; configuration says how it was set up, for the CSV.
+
+    no_graph: why its calls cannot be captured in a CUDA graph of torch's stream; "" when that is to be tried.
+    """
 
     call: Callable[..., Any]
     configuration: str = ""
+    no_graph: str = ""
 
 
 class Provider:

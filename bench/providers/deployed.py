@@ -47,7 +47,11 @@ class OnnxRuntime(Provider):
         with tempfile.TemporaryDirectory() as folder:
             session = ort_session(export(module, x, folder), work.device)
         y = torch.empty_like(module(x))
-        return Prepared(lambda input, *_, **__: run_bound(session, input, y), ort_providers(work.device)[0])
+        return Prepared(
+            lambda input, *_, **__: run_bound(session, input, y),
+            ort_providers(work.device)[0],
+            "it runs on a stream of its own",
+        )
 
 
 def ort_session(path: Path, device: str) -> Any:

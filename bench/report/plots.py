@@ -151,7 +151,8 @@ def times(frame: pd.DataFrame, kind: str, op: str, unit: str) -> Figure | None:
     what = {"cpu": "CPU time of an inference, one thread", "host": "host time of a call", "startup": "CPU time, paid once",
             "wall": "wall time of a call", "kernel": "device time"}[kind]  # fmt: skip
     panel.set_xlabel(f"{what} ({unit}): p50, whiskers p20 to p80")
-    panel.set_title(op)
+    machine = data.iloc[-1]["gpu"] or data.iloc[-1]["cpu"]
+    panel.set_title(f"{op}, on {machine}")
     panel.grid(axis="y", visible=False)
     figure.tight_layout()
     return figure

@@ -13,7 +13,7 @@ from fused_ops._spec import Case
 from .hold import DTYPE_IDS, DTYPES, hold
 
 pytestmark = pytest.mark.gpu
-MOST_ELEMENTS = 1 << 26  # of a row op's input: its fp64 reference takes eight times the bytes, several times over
+MOST_ELEMENTS = 1 << 25  # of a row op's input: its fp64 reference takes eight times the bytes, several times over
 MOST_FLOPS = 3e11
 
 
