@@ -14,7 +14,7 @@ from ._manifest import external_files, write_manifest
 from ._trt_backend import Backend, EngineError, gpu_facts, load_backend, network_flags, parser_errors
 from ._trt_config import BuildOptions
 from ._trt_profiles import GraphTensor, Profile, add_profiles, check_profiles, check_text, graph_inputs, graph_outputs
-from ._trt_progress import ProgressFn, native_monitor, watching
+from ._trt_progress import ProgressFn, Watch, native_monitor, watching
 from .engine import Engine
 
 OP = "build_engine"
@@ -142,6 +142,19 @@ def _build(
     backend: Backend, logger: Any, onnx_path: Path, profiles: Sequence[Profile], options: BuildOptions, progress: Any
 ) -> tuple[bytes, bytes | None]:
     """The serialised engine, and the serialised timing cache if there is one. TensorRT's failures return None and never raise."""
+    # Ctrl-C is caught from here on: raised inside TensorRT's calls of the logger, a KeyboardInterrupt would be lost.
+    with watching(progress, onnx_path.name) as watch:
+        plan, cache = _parse_and_build(backend, logger, onnx_path, profiles, options, watch)
+    if watch.cancelled:
+        raise ExportError(f"{OP}: cancelled by progress")
+    if plan is None:
+        raise EngineError(f"{OP}: {backend.name} {backend.version} built no engine from {str(onnx_path)!r}:", logger.messages)
+    return bytes(plan), bytes(cache.serialize()) if cache is not None else None
+
+
+def _parse_and_build(
+    backend: Backend, logger: Any, onnx_path: Path, profiles: Sequence[Profile], options: BuildOptions, watch: Watch
+) -> tuple[Any, Any]:
     trt = backend.module
     builder = trt.Builder(logger)
     network = builder.create_network(network_flags(trt))
@@ -153,11 +166,5 @@ def _build(
     _trt_config.configure(OP, backend, config, options)
     add_profiles(OP, builder, network, config, profiles)
     cache = _trt_config.attach_timing_cache(OP, config, options.timing_cache)
-    with watching(progress, onnx_path.name) as watch:
-        config.progress_monitor = native_monitor(trt, watch)
-        plan = builder.build_serialized_network(network, config)
-    if watch.cancelled:
-        raise ExportError(f"{OP}: cancelled by progress")
-    if plan is None:
-        raise EngineError(f"{OP}: {backend.name} {backend.version} built no engine from {str(onnx_path)!r}:", logger.messages)
-    return bytes(plan), bytes(cache.serialize()) if cache is not None else None
+    config.progress_monitor = native_monitor(trt, watch)
+    return (None if watch.cancelled else builder.build_serialized_network(network, config)), cache

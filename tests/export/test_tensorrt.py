@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -281,6 +282,24 @@ def test_full_tensorrt_gets_a_strongly_typed_network(full: Any, onnx_file: Path,
     assert report.backend == "tensorrt"
     assert report.version == full.__version__
     assert report.warnings == ("warning: a fake warning",)
+
+
+def test_ctrl_c_while_parsing_is_not_lost(
+    full: Any, onnx_file: Path, engine_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the fake: TensorRT swallows what its callbacks raise, so a KeyboardInterrupt in the logger would vanish."""
+    parse = full.OnnxParser.parse_from_file
+
+    def interrupted(self: Any, path: str) -> bool:
+        with contextlib.suppress(BaseException):  # as the bindings do
+            os.kill(os.getpid(), signal.SIGINT)
+        return bool(parse(self, path))
+
+    monkeypatch.setattr(full.OnnxParser, "parse_from_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(onnx_file, engine_file, backend="tensorrt", profiles=PROFILE)
+    assert ("build_serialized_network",) not in full.calls
+    assert untouched(engine_file)
 
 
 def test_full_tensorrt_builds_for_its_own_gpu_only(full: Any, onnx_file: Path, engine_file: Path) -> None:
