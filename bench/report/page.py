@@ -134,7 +134,8 @@ def write_report(csv: Path, folder: Path) -> Path:
         "percent_of_limit",
     ]
     parts.append(
-        "<h2>All measurements</h2>" + _table(frame[frame["status"] == "ok"][[*wanted, "ratio_to_best_peer", "configuration"]])
+        "<h2>All measurements</h2>"
+        + _table(frame[frame["status"] == "ok"][[*wanted, "ratio_to_best_peer", "error", "peak_bytes", "configuration"]])
     )
     page = folder / "report.html"
     page.write_text(

@@ -13,7 +13,10 @@ LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}  
 
 
 def speed_against_length(frame: pd.DataFrame, op: str, dtype: str) -> Figure | None:
-    """Achieved GB/s against row length for each pass, with the measured copy bandwidth drawn as the limit."""
+    """Achieved GB/s against row length for each pass, with the measured copy bandwidth drawn as the limit.
+
+    Where a row length was measured with several numbers of rows, the most rows that ours has are drawn, for everybody.
+    """
     data = row_ops(frame)
     data = data[(data["op"] == op) & (data["dtype"] == dtype)]
     if data.empty:
@@ -23,6 +26,8 @@ def speed_against_length(frame: pd.DataFrame, op: str, dtype: str) -> Figure | N
     copy = limits(frame).get("copy")
     for panel, pass_ in zip(axes[0], passes):
         part = data[data["pass"] == pass_]
+        drawn = part[part["provider"] == "ours"] if "ours" in set(part["provider"]) else part
+        part = part[part["M"] == part["N"].map(drawn.groupby("N")["M"].max())]
         lengths = sorted(part["N"].unique())
         place = {n: i for i, n in enumerate(lengths)}
         for name in providers_first_ours(list(part["provider"].unique())):

@@ -124,7 +124,7 @@ _SHAPES = {  # (M, N, K)
 def _bench_cases() -> Iterator[Case]:
     for (name, shape), dtype, activation in (
         (*pair, act)
-        for pair in cross(_SHAPES.items(), (torch.bfloat16, torch.float16))
+        for pair in cross(_SHAPES.items(), (torch.bfloat16, torch.float16, torch.float32))
         for act in (None, "gelu", "gelu_tanh", "silu")
     ):
 
