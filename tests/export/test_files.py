@@ -129,7 +129,7 @@ def test_good_external_data(tmp_path: Path) -> None:
         ("/etc/passwd", None, None),
         ("", None, None),
         ("link", None, None),
-        ("link_folder/passwd", None, None),
+        ("link_folder/weights.data", None, None),
         ("missing.data", None, None),
         ("weights.data", -1, None),
         ("weights.data", 0, 513),
@@ -140,10 +140,13 @@ def test_good_external_data(tmp_path: Path) -> None:
     ],
 )
 def test_hostile_external_data(location: str, offset: int | None, length: int | None, tmp_path: Path) -> None:
-    path = external(tmp_path, location, offset, length)
-    (tmp_path / "link").symlink_to("/etc/passwd")
-    (tmp_path / "link_folder").symlink_to("/etc")
-    with pytest.raises(ExportError, match="external data"):
+    folder = tmp_path / "model"
+    (folder / "folder").mkdir(parents=True)
+    (tmp_path / "weights.data").write_bytes(bytes(512))  # what a traversal would find
+    path = external(folder, location, offset, length)
+    (folder / "link").symlink_to("weights.data")
+    (folder / "link_folder").symlink_to("..")
+    with pytest.raises(ExportError, match="external data location"):
         check_onnx(path)
 
 

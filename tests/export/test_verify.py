@@ -112,6 +112,8 @@ def test_nan_and_infinity_positions(tmp_path: Path) -> None:
         ([1.0, 2.0], [1.0, math.nan], 1),
         ([1.0, math.inf], [1.0, -math.inf], 1),
         ([1.0, math.inf], [1.0, math.nan], 1),
+        ([1.0, -math.inf], [1.0, 2.0], 1),
+        ([1.0, 2.0], [1.0, math.inf], 1),
         ([math.nan, math.inf], [math.nan, math.inf], 0),
     ],
 )
