@@ -7,6 +7,8 @@ export work. CUDA tensors run Triton kernels; CPU tensors run ATen, or the same 
 before the import.
 """
 
+from typing import Any
+
 from . import nn
 from ._compile import compile_with_aten
 from ._fuse import FuseReport, fuse, unfuse
@@ -19,6 +21,14 @@ from .softmax import fused_softmax
 
 __version__ = "0.1.0"
 __all__ = [
-    "REGISTRY", "FuseReport", "compile_with_aten", "fuse", "fused_gated_linear", "fused_layernorm", "fused_linear",
+    "REGISTRY", "FuseReport", "compile_with_aten", "explain", "fuse", "fused_gated_linear", "fused_layernorm", "fused_linear",
     "fused_mlp", "fused_softmax", "nn", "unfuse",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "explain":  # imported when first asked for
+        from ._explain import explain
+
+        return explain
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import distributed, profiling
 from ._compile import COMPILE_WITH_ATEN
-from .distributed import register_when_used
 
 FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 
@@ -21,7 +21,8 @@ def plain_aten(op: str = "") -> bool:
 
     ATen's own functions are then right for free, and a traced graph has no operator of ours in it.
     """
-    register_when_used()
+    distributed.register_when_used()
+    profiling.register_when_used()
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0

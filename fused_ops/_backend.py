@@ -28,6 +28,7 @@ NO_CPU_KERNELS = (
     " TRITON_INTERPRET=1 set before the first import of fused_ops"
 )
 NO_TRITON = "Triton is not installed (pip install triton); ATen runs instead"
+NO_FP64 = "there is no float64 kernel; ATen runs instead"
 NO_TRITON_FORCED = "FUSED_OPS_BACKEND=triton, but Triton is not installed (pip install triton)"
 
 

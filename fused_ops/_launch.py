@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +27,29 @@ def _cuda_facts(index: int) -> tuple[tuple[int, int], int]:
     return (properties.major, properties.minor), properties.multi_processor_count
 
 
+_recorder: Callable[[Any, int, dict[str, Any]], bool] | None = None
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[tuple[Any, int, dict[str, Any]]]]:
+    """While active, this thread's launches are noted as (kernel, grid, keyword arguments) and not made."""
+    global _recorder
+    launches: list[tuple[Any, int, dict[str, Any]]] = []
+    thread = threading.get_ident()
+
+    def record(kernel: Any, grid: int, kwargs: dict[str, Any]) -> bool:
+        if threading.get_ident() != thread:
+            return False
+        launches.append((kernel, grid, kwargs))
+        return True
+
+    before, _recorder = _recorder, record
+    try:
+        yield launches
+    finally:
+        _recorder = before
+
+
 def device_facts(tensor: Tensor) -> tuple[tuple[int, int], int]:
     """(capability, SM count) of the tensor's GPU; the interpreter's stand-ins for a CPU tensor."""
     if tensor.is_cuda:
@@ -33,7 +59,7 @@ def device_facts(tensor: Tensor) -> tuple[tuple[int, int], int]:
 
 def launch(kernel: Any, grid: int, anchor: Tensor, *args: Any, **kwargs: Any) -> None:
     """kernel[(grid,)](*args, **kwargs) on the device of anchor, whichever device is current. A grid of 0 is no launch."""
-    if grid == 0:
+    if grid == 0 or (_recorder is not None and _recorder(kernel, grid, kwargs)):
         return
     if type(anchor) is FunctionalTensor:  # AOTAutograd is tracing
         traced_launch(kernel, grid, args, kwargs)

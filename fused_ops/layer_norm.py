@@ -12,6 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
 from ._autograd import FLOATS, autocasts_to_fp32, differentiable_backward, plain_aten
+from ._backend import NO_FP64, note_fallback
 from ._checks import refuse, require_device, require_float, require_shape, require_tensor
 from ._direct import implementations, short_applies, undisturbed
 from ._launch import KERNEL_DTYPES, column_sums, device_facts, launch, rows_of
@@ -49,6 +50,7 @@ def layer_norm_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, 
 def layer_norm_launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
     """layer_norm_reference by Triton kernels."""
     if x.dtype not in KERNEL_DTYPES:
+        note_fallback("layer_norm", NO_FP64)
         return layer_norm_reference(x, weight, bias, eps)
     fwd, _, row_vectors = _kernels()
     N = x.shape[-1]

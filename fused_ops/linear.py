@@ -13,6 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import _cases
 from ._activations import ACTIVATIONS, SAVES_OUTPUT, activate, activation_derivative, check_activation
 from ._autograd import FLOATS, hidden_grad, plain_aten
+from ._backend import NO_FP64, note_fallback
 from ._checks import refuse, require_device, require_float, require_tensor
 from ._direct import implementations, short_applies, undisturbed
 from ._launch import KERNEL_DTYPES, rows_of
@@ -43,6 +44,7 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation:
 def linear_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool) -> tuple[Tensor, Tensor]:
     """linear_reference by what linear_plan says: one Triton kernel (two for small M), or cuBLAS and an epilogue."""
     if x.dtype not in KERNEL_DTYPES:
+        note_fallback("linear", NO_FP64)
         return linear_reference(x, weight, bias, activation, save_pre)
     N, K = weight.shape
     none = x.new_empty((0,))

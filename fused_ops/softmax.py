@@ -13,6 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import _cases
 from ._autograd import FLOATS, autocasts_to_fp32, plain_aten
+from ._backend import NO_FP64, note_fallback
 from ._checks import normalize_dim, refuse, require_float, require_tensor
 from ._direct import implementations, short_applies, undisturbed
 from ._launch import device_facts, interpreting, launch, rows_of
@@ -42,6 +43,8 @@ def softmax_launch(x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     """softmax_reference by Triton kernels: one over the last dimension, one over an inner dimension."""
     out_dtype = x.dtype if dtype is None else dtype
     if torch.float64 in (x.dtype, out_dtype) or x.dim() == 0:
+        if x.dim():
+            note_fallback("softmax", NO_FP64)
         return softmax_reference(x, dim, dtype)
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     if x.numel() == 0:
