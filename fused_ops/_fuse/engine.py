@@ -28,7 +28,8 @@ def fuse(
     function that the parent module holds as an attribute. Where forward calls the activation as a function, or multiplies
     a gate with its other half, forward is replaced by its traced graph, if the graph is all that forward can do.
     Parameters, state_dict keys, hooks, devices, weight tying, pickling and deepcopy stay as they are. Calling it again
-    changes nothing more; unfuse(model) takes all of it back.
+    changes nothing more; unfuse(model) takes all of it back. While fused, a plain attribute that decides whether forward
+    applies an activation must keep its value, and a hook on a fused Linear sees what comes after the activation.
 
     Args:
         model: any nn.Module. Fuse before torch.compile, FSDP or tensor parallelism, and after PEFT adapters are added.

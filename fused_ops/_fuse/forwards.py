@@ -65,3 +65,17 @@ def _record(run: Run, parent: Parent, fused: Fused, status: str, reason: str = "
     if fused.op == "mlp":
         detail += ", in training only"
     run.record(parent.name, before, fused.op, status, reason or detail)
+    if status == FUSED:
+        _mention(run, parent, fused)
+
+
+def _mention(run: Run, parent: Parent, fused: Fused) -> None:
+    """In the rows of the Linears that had nothing of their own to fuse: what their parent's chain does with them."""
+    for path in fused.linears:
+        row = run.found.get((parent.full(path), "linear"))
+        if row is None or row.status != LEFT:
+            continue
+        if fused.op == "mlp":
+            run.record(row.name, row.module, "linear", LEFT, f"{row.detail}; in training part of the mlp")
+        else:
+            run.record(row.name, row.module, "linear", FUSED, f"part of the {fused.op}")

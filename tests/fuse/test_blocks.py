@@ -92,6 +92,7 @@ def test_gated(cls: type[Gated], bias: bool, ops, calls: Calls):
     report = fuse(model, ops=ops)
     assert status(report, "gated_linear") == {"": "fused"}
     assert detail(report, "").startswith("gate_proj and up_proj with ")
+    assert detail(report, "up_proj") == "part of the gated_linear"
     model(x4())
     assert calls == ["fused_gated_linear"]
     assert_same(model, reference, x4())
