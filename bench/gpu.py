@@ -37,7 +37,7 @@ class Step:
 PARALLEL = ("-n", "8") if importlib.util.find_spec("xdist") else ()  # most of the time goes into compiling kernels
 KEEP_GOING = (sys.executable, "-m", "pytest", "-q", "--maxfail=40", "--tb=short")
 BENCH = (sys.executable, "-m", "pytest", "-q", "--tb=short", "--benchmark-columns=median,iqr,rounds")
-SANITIZE = ("compute-sanitizer", "--error-exitcode", "86", "--print-limit", "20")
+SANITIZE = ("compute-sanitizer", "--target-processes", "application-only", "--error-exitcode", "86", "--print-limit", "20")
 RUN_SUBSET = (sys.executable, "-m", "bench.sanitize")
 MATRIX = "matrix"
 STEPS = (

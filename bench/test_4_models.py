@@ -34,25 +34,25 @@ CLOCK = DeviceClock()
 
 def _cases() -> Iterator[Any]:
     """(model, dtype, batch, pass, kind), the ones that matter most first."""
-    for model in MODELS:
-        if not ON_GPU:
-            if model.name == "minilm":
-                yield model, "fp32", 1, "fwd", "cpu"
-            continue
-        for dtype in ("bf16", "fp16"):
+    if not ON_GPU:
+        yield MODELS[0], "fp32", 1, "fwd", "cpu"
+        return
+    for dtype in ("bf16", "fp16"):
+        for model in MODELS:
             yield model, dtype, model.latency, "fwd", "wall"
             yield model, dtype, model.throughput, "fwd", "kernel"
-        yield model, "bf16", model.training, "train_step", "wall"
+            if dtype == "bf16":
+                yield model, dtype, model.training, "train_step", "wall"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     only = metafunc.config.getoption("--bench-only")
     params = []
-    for model, dtype, batch, pass_, kind in _cases():
-        for provider in MODEL_PROVIDERS:
-            name = f"model-{model.name}_b{batch}-{dtype}-{pass_}-{kind}-{provider.name}"
-            if re.search(only, name):
-                params.append(pytest.param(model, dtype, batch, pass_, kind, provider, id=name))
+    pairs = [(case, provider) for case in _cases() for provider in MODEL_PROVIDERS]
+    for (model, dtype, batch, pass_, kind), provider in sorted(pairs, key=lambda pair: pair[1].tier):
+        name = f"model-{model.name}_b{batch}-{dtype}-{pass_}-{kind}-{provider.name}"
+        if re.search(only, name):
+            params.append(pytest.param(model, dtype, batch, pass_, kind, provider, id=name))
     metafunc.parametrize(("model", "dtype", "batch", "pass_", "kind", "provider"), params)
 
 

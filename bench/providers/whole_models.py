@@ -20,13 +20,16 @@ Run = Callable[[Tensor], Tensor]
 
 
 class ModelProvider:
-    """name, role as for an op's provider; prepare may change the module, which is the caller's copy."""
+    """name, role as for an op's provider; prepare may change the module, which is the caller's copy.
+
+    tier: providers of a lower tier are ready sooner, and are measured on every case before those of the next.
+    """
 
     def __init__(
         self, name: str, prepare: Callable[[nn.Module, Tensor], tuple[Run, str]], available: Callable[[str], str],
-        trains: bool = False,
+        trains: bool = False, tier: int = 0,
     ) -> None:  # fmt: skip
-        self.name, self._prepare, self.available, self.trains = name, prepare, available, trains
+        self.name, self._prepare, self.available, self.trains, self.tier = name, prepare, available, trains, tier
         self.role = "ours" if name.startswith("ours") else "peer"
 
     def prepare(self, model: nn.Module, x: Tensor, training: bool) -> tuple[nn.Module, Run, str]:
@@ -114,11 +117,11 @@ def _ours_available(device: str) -> str:
 MODEL_PROVIDERS: tuple[ModelProvider, ...] = (
     ModelProvider("eager", _eager, _always, trains=True),
     ModelProvider("torchscript", _scripted, TorchScript().available),
-    ModelProvider("compile", _compiled(None, False), Compile("compile", None).available, trains=True),
+    ModelProvider("compile", _compiled(None, False), Compile("compile", None).available, trains=True, tier=1),
     ModelProvider("onnxruntime", _onnxruntime, _onnxruntime_available),
-    ModelProvider("aotinductor", _aoti, _always),
+    ModelProvider("aotinductor", _aoti, _always, tier=2),
     ModelProvider("tensorrt", _tensorrt, TensorRT().available),
     ModelProvider("ours", _fused, _ours_available, trains=True),
-    ModelProvider("ours+compile", _compiled(None, True), lambda d: needs_cuda(d) or _ours_available(d), trains=True),
-    ModelProvider("compile-max-autotune", _compiled("max-autotune-no-cudagraphs", False), needs_cuda, trains=True),
+    ModelProvider("ours+compile", _compiled(None, True), lambda d: needs_cuda(d) or _ours_available(d), trains=True, tier=1),
+    ModelProvider("compile-max-autotune", _compiled("max-autotune-no-cudagraphs", False), needs_cuda, trains=True, tier=3),
 )

@@ -49,8 +49,8 @@ def test_bench_case(name: str, case: Case) -> None:
     hold(REGISTRY[name], args, kwargs)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in REGISTRY for d in DTYPES])
-def test_refusals(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_refusals(name: str) -> None:
     """A refused call raises before anything is launched: the device is as it was, and the next call works."""
     for sample in REGISTRY[name].errors("cuda"):
         with pytest.raises(sample.raises, match=sample.match):
