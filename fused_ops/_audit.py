@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ._spec import REGISTRY, AuditCase
+from ._spec import FORWARD_ONLY, REGISTRY, AuditCase
 
 ARCHITECTURES = (80, 90, 100, 120)
 KNOWN_ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120)  # kernels/aot.py knows the limits of these
@@ -85,7 +85,7 @@ def audit_cases(
     """The cases of every SPEC for every architecture, each configuration once, as JSON for kernels/aot.py."""
     cases: dict[str, dict[str, Any]] = {}
     for arch in architectures:
-        for spec in REGISTRY.values():
+        for spec in (*REGISTRY.values(), *FORWARD_ONLY.values()):
             for case in filter(select, spec.audit(divmod(arch, 10))):
                 entry = {
                     "module": case.kernel.fn.__module__.rpartition(".")[2], "kernel": case.kernel.fn.__name__,

@@ -37,8 +37,8 @@ def matmul(
 ) -> None:  # fmt: skip
     """y = act((x @ weight^T) * x_scale * w_scale + bias) by our kernels.
 
-    x (M, K), weight (N, K) of any strides; y, pre (M, N) contiguous, pre written where save_pre; scales fp32, of one
-    element or (M,) and (N,), both or neither.
+    x (M, K), weight (N, K) of any strides; y, pre (M, N) contiguous, pre written where save_pre; scales fp32, 1-D,
+    of one element or M and N, both or neither.
     """
     (M, K), N = x.shape, weight.shape[0]
     if M == 0 or N == 0:
@@ -47,10 +47,11 @@ def matmul(
     b, xs, ws = (x if t is None else t for t in (bias, x_scale, w_scale))
     strides = {
         "stride_b": 0 if bias is None else bias.stride(0),
-        "stride_xs": 1 if x_scale is not None and x_scale.numel() > 1 else 0,
-        "stride_ws": 1 if w_scale is not None and w_scale.numel() > 1 else 0,
+        "stride_xs": x_scale.stride(0) if x_scale is not None and x_scale.numel() > 1 else 0,
+        "stride_ws": w_scale.stride(0) if w_scale is not None and w_scale.numel() > 1 else 0,
     }
-    options: dict[str, Any] = {"IMPRECISE": FP8_CHUNK if x.dtype is FP8 else 0, **common(x, config, config.kind != "split_k")}
+    imprecise = min(FP8_CHUNK, config.block_k) if x.dtype is FP8 and device_facts(x)[0][0] == 9 else 0
+    options: dict[str, Any] = {"IMPRECISE": imprecise, **common(x, config, config.kind != "split_k")}
     epilogue = {"ACT": activation, "HAS_BIAS": bias is not None, "SAVE_PRE": save_pre, "HAS_SCALE": x_scale is not None}
     xw = {"stride_xm": x.stride(0), "stride_xk": x.stride(1), "stride_wn": weight.stride(0), "stride_wk": weight.stride(1)}
     if config.kind == "tma":

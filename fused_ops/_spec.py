@@ -19,7 +19,8 @@ from ._backend import implementation
 from ._compile import add_op, register_inlining
 
 LIBRARY = torch.library.Library("fused_ops", "DEF")
-REGISTRY: dict[str, OpSpec] = {}
+REGISTRY: dict[str, OpSpec] = {}  # ops with gradients
+FORWARD_ONLY: dict[str, OpSpec] = {}  # ops for inference: their backward is NO_BACKWARD
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,13 @@ class Backward:
     bound: Callable[..., tuple[Expected | None, ...]]
 
 
+def _no_backward(*_: Any) -> Any:
+    raise RuntimeError("this op has no gradients")
+
+
+NO_BACKWARD = Backward(schema="", reference=_no_backward, launch=_no_backward, bound=_no_backward)
+
+
 @dataclass(frozen=True)
 class OpSpec:
     """One family of fused ops. See the module docstring; every field is required, and a test holds each entry to it.
@@ -132,13 +140,15 @@ class OpSpec:
 
 
 def define(spec: OpSpec) -> OpSpec:
-    """Register a family's raw operators with torch and enter it in REGISTRY."""
-    if spec.name in REGISTRY:
+    """Register a family's raw operators with torch and enter it in REGISTRY, or in FORWARD_ONLY without a backward."""
+    if spec.name in REGISTRY or spec.name in FORWARD_ONLY:
         raise ValueError(f"op {spec.name!r} is defined twice")
     for suffix, schema, reference, launch in (
         ("fwd", spec.schema, spec.reference, spec.launch),
         ("bwd", spec.backward.schema, spec.backward.reference, spec.backward.launch),
     ):
+        if not schema:
+            continue
         name = f"{spec.name}_{suffix}"
         LIBRARY.define(name + schema)
         LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
@@ -146,7 +156,7 @@ def define(spec: OpSpec) -> OpSpec:
             LIBRARY.impl(name, implementation(name, reference, launch, device), device.upper())
         torch.library.register_fake(f"fused_ops::{name}", reference, lib=LIBRARY)
         register_inlining(LIBRARY, name, launch)
-    REGISTRY[spec.name] = spec
+    (FORWARD_ONLY if spec.backward is NO_BACKWARD else REGISTRY)[spec.name] = spec
     add_op(spec.name)
     return spec
 
@@ -157,4 +167,5 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     for spec in REGISTRY.values():
         table[spec.fwd] = spec.reference
         table[spec.bwd] = spec.backward.reference
+    table |= {spec.fwd: spec.reference for spec in FORWARD_ONLY.values()}
     return table

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ._spec import INTERPRET, REGISTRY, Expected
+from ._spec import FORWARD_ONLY, INTERPRET, REGISTRY, Expected
 
 C = 4.0
 """How many times 2^-24 scale an fp32 computation may err."""
@@ -65,6 +65,8 @@ class ContractMode(TorchDispatchMode):
         for spec in REGISTRY.values():
             self._bounds |= {spec.fwd: spec.bound, spec.bwd: spec.backward.bound}
             self._references |= {spec.fwd: spec.reference, spec.bwd: spec.backward.reference}
+        self._bounds |= {spec.fwd: spec.bound for spec in FORWARD_ONLY.values()}
+        self._references |= {spec.fwd: spec.reference for spec in FORWARD_ONLY.values()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in self._bounds:
@@ -105,6 +107,6 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _bits(x: Tensor) -> Tensor:
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     x = x.detach().contiguous()
     return x.view(integers[x.element_size()]) if x.is_floating_point() and x.element_size() in integers else x

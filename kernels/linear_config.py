@@ -51,8 +51,13 @@ _POINTER_TILES = {
         (MatmulConfig(128, 64, 32, num_warps=8, num_stages=4), 1.0),
         (MatmulConfig(64, 64, 32, num_warps=4, num_stages=4), 0.75),
     ),
+    "fp8": (
+        (MatmulConfig(128, 128, 64, num_warps=8, num_stages=3), 1.0),
+        (MatmulConfig(64, 128, 64, num_warps=4, num_stages=3), 0.8),
+        (MatmulConfig(64, 64, 64, num_warps=4, num_stages=3), 0.6),
+    ),
 }
-_POINTER_TILES |= {"gated": _POINTER_TILES["dact"], "fp8": _POINTER_TILES["fwd"]}
+_POINTER_TILES["gated"] = _POINTER_TILES["dact"]
 _ANY_TILES = {  # scalar loads: each element's pointer takes registers
     "fwd": (
         (MatmulConfig(128, 64, 32, num_warps=8, num_stages=3), 1.0),
@@ -86,7 +91,7 @@ def linear_config(
         return MatmulConfig(64, 32 if access == "any" else 64, 32, num_warps=4, num_stages=3)
     if M <= SMALL_M:
         if use in ("fwd", "fp8") and K >= 2 * LEAST_K_PER_SPLIT:
-            return _split_k(M, N, K, itemsize, sms)
+            return _split_k(M, N, K, itemsize, sms, access)
         block_n, block_k = (64, 64) if access != "any" else (64, 32) if use in ("fwd", "fp8") else (32, 32)
         return MatmulConfig(max(16, next_power_of_2(M)), block_n, block_k, num_warps=4, num_stages=3)
     if access == "tma" and capability[0] in TMA_CAPABILITIES:
@@ -94,8 +99,11 @@ def linear_config(
     return _fastest((_ANY_TILES if access == "any" else _POINTER_TILES)[use], M, N, sms)
 
 
-def _split_k(M: int, N: int, K: int, itemsize: int, sms: int) -> MatmulConfig:
+def _split_k(M: int, N: int, K: int, itemsize: int, sms: int, access: str) -> MatmulConfig:
     """Parts of K enough for two programs an SM, none shorter than LEAST_K_PER_SPLIT."""
     splits = max(1, min(cdiv(2 * sms, cdiv(N, 64)), K // LEAST_K_PER_SPLIT, 32))
     block_m = max(16, next_power_of_2(M))
-    return MatmulConfig(block_m, 64, 256 // itemsize, num_warps=4, num_stages=4, kind="split_k", splits=splits)
+    if access == "any":
+        return MatmulConfig(block_m, 64, 32, num_warps=4, num_stages=3, kind="split_k", splits=splits)
+    block_k = (256 if block_m == SMALL_M else 128) // itemsize
+    return MatmulConfig(block_m, 64, block_k, num_warps=4, num_stages=4, kind="split_k", splits=splits)

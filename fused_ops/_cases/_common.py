@@ -11,7 +11,7 @@ from torch import Tensor
 from .._spec import AuditCase
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
-TRITON_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+TRITON_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8e4nv"}
 
 
 def randn(*shape: int, device: str, dtype: torch.dtype, seed: int = 0, scale: float = 1.0, offset: float = 0.0) -> Tensor:

@@ -166,7 +166,7 @@ def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
     from ..kernels.linear_config import linear_config
 
     flags = {"ACT": "gelu", "HAS_BIAS": True, "SAVE_PRE": True, "HAS_SCALE": False, "X_T": False, "W_T": False}
-    shapes = ((16, 14336, 4096), (64, 14336, 4096), (64, 4096, 256), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 1024),
+    shapes = ((16, 14336, 4096), (32, 14336, 4096), (64, 14336, 4096), (64, 4096, 256), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 1024),
               (2048, 1024, 4096), (16384, 3072, 768))  # fmt: skip
     for (M, N, K), dtype in cross(shapes, (torch.bfloat16, torch.float32)):
         args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y", "pre")}
