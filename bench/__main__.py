@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -29,7 +30,12 @@ def main(argv: list[str] | None = None) -> int:
     plan = commands.add_parser("plan", help="the GPU matrix in the order it would run")
     plan.add_argument("--only", default="")
     args = parser.parse_args(argv)
-    return {"run": _run, "report": _report, "compare": _compare, "providers": _providers, "plan": _plan}[args.command](args)
+    command = {"run": _run, "report": _report, "compare": _compare, "providers": _providers, "plan": _plan}[args.command]
+    try:
+        return command(args)
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _run(args: argparse.Namespace) -> int:

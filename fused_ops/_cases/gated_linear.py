@@ -137,7 +137,7 @@ def _bench_cases() -> Iterator[Case]:
 
 def _bytes(case: Case) -> tuple[int, int]:
     M, N, K = case.shape
-    return (M * K + 2 * N * K + M * N) * case.dtype.itemsize, (2 * M * K + 4 * N * K + 7 * M * N) * case.dtype.itemsize
+    return (M * K + 2 * N * K + M * N) * case.dtype.itemsize, (2 * M * K + 4 * N * K + 3 * M * N) * case.dtype.itemsize
 
 
 def _flops(case: Case) -> tuple[int, int]:

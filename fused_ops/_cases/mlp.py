@@ -135,7 +135,7 @@ def _bytes(case: Case) -> tuple[int, int]:
     M, H, K = case.shape
     item = case.dtype.itemsize
     weights = 2 * H * K + H + K
-    return (2 * M * K + weights + 2 * M * H) * item, (3 * M * K + 2 * weights + 5 * M * H) * item
+    return (2 * M * K + weights) * item, (3 * M * K + 2 * weights + M * H) * item  # read: dy, x, the pre-activation
 
 
 def _flops(case: Case) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.goals import goals_for, judge
-from bench.inputs import argument_sets
+from bench.inputs import argument_sets, is_parameter
 from bench.providers import PROVIDERS
 from bench.record import Recorder, annotate, quantile, rates, read, spread
 from bench.roofline import Roofline
@@ -110,6 +110,27 @@ def test_every_op_is_in_the_matrix_and_bf16_forward_comes_first() -> None:
     ours = [t.id for t, p in tasks if p == "ours"]
     assert len(ours) == len(set(ours))
     assert all("4k" in t.id for t, _ in matrix("softmax-4k", ["ours"]))
+
+
+def test_every_tensor_but_the_first_is_told_from_an_input() -> None:
+    names = [
+        "weight",
+        "bias",
+        "w",
+        "b",
+        "w1",
+        "b2",
+        "w_gate",
+        "b_up",
+        "qkv_weight",
+        "x",
+        "input",
+        "residual",
+        "target",
+        "by",
+        "width",
+    ]
+    assert [n for n in names if is_parameter(n)] == names[:9]
 
 
 def test_sets_differ_in_inputs_and_agree_in_parameters() -> None:
