@@ -8,30 +8,21 @@ not the one that was traced: an optional argument given, a child replaced or hoo
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from . import conditions
-from .activations import AbsorbedFunction, function_activation
+from .fixed import fixed_code
+from .linears import linear_classes
 from .patterns import Chain, Fused, chains
 from .trace import UntraceableError, trace_once
-
-_PLAIN = (bool, int, float, str, type(None))
-_NAMESPACES = frozenset(("torch", "nn", "functional"))
-_PURE = frozenset((("transformers.pytorch_utils", "apply_chunking_to_forward"),))
-_WRITES = ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL", "IMPORT_")
-_READS_STATE = ("is_", "has_", "get_", "handle_")  # is_grad_enabled and its like would be traced as constants
 
 
 def fused_functions() -> dict[str, Callable[..., Tensor]]:
@@ -48,8 +39,8 @@ class Program:
 
     function: Callable[..., Any]
     arguments: tuple[str, ...]
-    children: tuple[tuple[str, type[nn.Module], str | None], ...]  # path, class, activation of those it works for
-    idle: tuple[str, ...]
+    children: tuple[tuple[tuple[str, ...], type[nn.Module], tuple[Any, ...]], ...]  # path, class, (activation,) if it has one
+    idle: tuple[tuple[str, ...], ...]
     constants: tuple[tuple[str, Any], ...]
     fused: tuple[Fused, ...]
 
@@ -65,22 +56,23 @@ class Program:
 
     def fits(self, module: nn.Module) -> bool:
         for path, cls, activation in self.children:
-            child = _child(module, path)
-            if type(child) is not cls or getattr(child, "activation", None) != activation or "forward" in child.__dict__:
+            child: Any = _child(module, path)
+            if type(child) is not cls or "forward" in child.__dict__ or (activation and child.activation != activation[0]):
                 return False
             if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
                 return False
         for path in self.idle:
-            dropout = _child(module, path)
+            dropout: Any = _child(module, path)
             if dropout.training and dropout.p != 0:
                 return False
         return all(getattr(module, name) == value for name, value in self.constants)
 
 
-def _child(module: nn.Module, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
+def _child(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
+    child: nn.Module | None = module
+    for name in path:
+        child = None if child is None else child._modules.get(name)  # faster than getattr, which looks elsewhere first
+    return child
 
 
 class FusedForward:
@@ -169,7 +161,7 @@ def _chains(module: nn.Module, graph: Graph, ops: frozenset[str], allowed: froze
 
 def _busy(module: nn.Module, path: str) -> bool:
     """Whether the module at path, which is no Linear, does more than its class says."""
-    child = _child(module, path)
+    child = module.get_submodule(path)
     return conditions.hooks(child) is not None or conditions.replaced_forward(child) is not None
 
 
@@ -187,85 +179,26 @@ def _mode(module: nn.Module, training: bool) -> Iterator[None]:
             m.training = mode
 
 
-def fixed_code(forward: Any, module: nn.Module) -> tuple[tuple[str, Any], ...]:
-    """The plain attributes that forward reads and a trace makes constants of; UntraceableError when it may read more."""
-    constants: dict[str, Any] = {}
-    pending, seen = [forward], set()
-    while pending:
-        function = pending.pop()
-        if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__"):
-            raise UntraceableError("forward is decorated")
-        if function.__code__ in seen:
-            continue
-        seen.add(function.__code__)
-        if function.__code__.co_freevars or any(isinstance(const, CodeType) for const in function.__code__.co_consts):
-            raise UntraceableError("forward has a nested function or a closure")
-        for instruction in dis.get_instructions(function):
-            name = instruction.argval
-            if instruction.opname == "LOAD_GLOBAL":
-                value = function.__globals__.get(name)
-                if not (_is_torch(name, value) or _is_pure(value)):
-                    raise UntraceableError(f"forward uses {name}")
-            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-                pending += _attribute(name, module, constants)
-            elif instruction.opname.startswith(_WRITES):
-                raise UntraceableError(f"forward writes or imports {name}")
-    return tuple(constants.items())
-
-
-def _attribute(name: str, module: nn.Module, constants: dict[str, Any]) -> list[Any]:
-    """What .name may be: constants gets a plain attribute of module; returned is a method of its own, to look into.
-
-    The code does not say whose attribute it is, module's or a tensor's: whatever it may be must be harmless.
-    """
-    if name == "training" or name in module._modules or name in module._parameters or name in module._buffers:
-        return []
-    value = getattr(module, name, module)
-    if value is module:
-        if _is_torch(name, getattr(F, name, getattr(Tensor, name, None))):
-            return []
-    elif isinstance(value, _PLAIN) or _is_activation(value):
-        constants[name] = value
-        return []
-    elif isinstance(value, MethodType) and not hasattr(nn.Module, name):
-        return [value.__func__]
-    raise UntraceableError(f"forward uses {name}")
-
-
-def _is_pure(value: Any) -> bool:
-    """Whether value is a function whose result depends on its arguments only, known by name: it calls what it is given."""
-    return (getattr(value, "__module__", ""), getattr(value, "__name__", "")) in _PURE
-
-
-def _is_activation(value: Any) -> bool:
-    return isinstance(value, AbsorbedFunction) or (not isinstance(value, nn.Module) and function_activation(value) is not None)
-
-
-def _is_torch(name: str, value: Any) -> bool:
-    """Whether name can only be torch's: a namespace, or a function or method that a trace records."""
-    if isinstance(value, ModuleType):
-        return value is torch or value is nn or value is F
-    if name in _NAMESPACES:
-        return True
-    recorded = value is not None and any(value is getattr(owner, name, None) for owner in (F, Tensor, torch))
-    return recorded and not name.startswith(_READS_STATE) and (hasattr(F, name) or hasattr(Tensor, name))
-
-
 def _program(module: nn.Module, graph: Graph, found: list[Chain], constants: tuple[tuple[str, Any], ...]) -> Program:
-    linears = {path: _child(module, path) for chain in found for path in chain.linears}
+    linears = {path: module.get_submodule(path) for chain in found for path in chain.linears}
     for chain in found:
         _replace(graph, chain, linears)
-    children = linears | {path: _child(module, path) for chain in found for path in chain.left_out}
+    children = linears | {path: module.get_submodule(path) for chain in found for path in chain.left_out}
     graph.lint()
     arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
     return Program(
         function=type(GraphModule(module, graph)).forward,
         arguments=arguments,
-        children=tuple((path, type(child), getattr(child, "activation", None)) for path, child in children.items()),
-        idle=tuple(path for chain in found for path in chain.idle),
+        children=tuple((tuple(path.split(".")), type(child), _activation(child)) for path, child in children.items()),
+        idle=tuple(tuple(path.split(".")) for chain in found for path in chain.idle),
         constants=constants,
         fused=tuple(chain.fused() for chain in found),
     )
+
+
+def _activation(child: nn.Module) -> tuple[Any, ...]:
+    """What a fused Linear applies now, which the program was made for; nothing for other classes."""
+    return (child.activation,) if type(child) in linear_classes().values() else ()
 
 
 def _weight(graph: Graph, path: str, linear: nn.Module) -> Node:
