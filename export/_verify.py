@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ._bf16 import widened
 from ._files import ExportError, PathLike, check_input, check_onnx, require
 from ._program import Args, evaluating, split_args
 
@@ -107,7 +108,7 @@ def verify(
             1e-4 for fp32, 1e-2 for fp16, 6e-2 for bf16; none for int8.
         min_cosine: bound on the cosine of each output; by default 0.9999, 0.999, 0.99, and 0.98 for int8.
         runtime: "onnxruntime", "reference" (onnx's slow evaluator), "torchscript", "aoti", "tensorrt"; by default from
-            the file name. ONNX Runtime has no bf16 products on the CPU: such a file falls back to "reference".
+            the file name. ONNX Runtime has no bf16 products on the CPU: such a file runs in fp32, each value rounded.
         providers: ONNX Runtime's execution providers.
 
     Returns:
@@ -201,7 +202,7 @@ def _open(op: str, path: PathLike, runtime: str | None, providers: Sequence[str]
         names = json.loads(extra["fused_ops.json"] or b"{}").get("outputs", [])
         return kind, _by_call(module), names, _dtype_of(module.parameters())
     if kind == "aoti":
-        return kind, _by_call(torch._inductor.aoti_load_package(source)), [], "fp32"
+        return kind, _by_call(torch._inductor.aoti_load_package(source), keywords=True), [], "fp32"
     if kind == "tensorrt":
         from .tensorrt import Engine
 
@@ -212,10 +213,14 @@ def _open(op: str, path: PathLike, runtime: str | None, providers: Sequence[str]
     raise ExportError(f"{op}: path: got {str(path)!r} with runtime {runtime!r}, allowed: {allowed}, or a runtime of verify")
 
 
-def _by_call(module: Any) -> Runner:
+def _by_call(module: Any, keywords: bool = False) -> Runner:
+    """keywords: the file wants the inputs that were exported by name by name (AOTInductor), not in order (TorchScript)."""
+
     def run(tensors: list[torch.Tensor], kwargs: dict[str, Any]) -> list[Any]:
+        named = kwargs if keywords and all(isinstance(value, torch.Tensor) for value in kwargs.values()) else {}
         with torch.no_grad():
-            return [t for t in pytree.tree_leaves(module(*tensors)) if isinstance(t, torch.Tensor)]
+            result = module(*tensors[: len(tensors) - len(named)], **named)
+        return [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
 
     return run
 
@@ -236,19 +241,24 @@ def _open_onnx(op: str, path: PathLike, kind: str, providers: Sequence[str]) -> 
         except Exception as error:
             if "NOT_IMPLEMENTED" not in str(error) or precision != "bf16":
                 raise ExportError(f"{op}: ONNX Runtime refuses {str(path)!r}: {error}") from None
-            kind = "reference"
-        else:
-            return kind, lambda t, k: session.run(None, feeds(op, types, t, k)), outputs, precision
+            session = onnx_session(
+                widened(require("onnx", "onnx").load(str(path))).SerializeToString(), providers, optimize=False
+            )
+            types = {name: 1 if kind == 16 else kind for name, kind in types.items()}
+            kind = "onnxruntime, fp32 rounded to bf16"
+        return kind, lambda t, k: session.run(None, feeds(op, types, t, k)), outputs, precision
     evaluator = require("onnx.reference", "onnx").ReferenceEvaluator(str(path))
     return kind, lambda t, k: evaluator.run(None, feeds(op, types, t, k)), outputs, precision
 
 
-def onnx_session(path: PathLike, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Any:
-    """An ONNX Runtime session; only errors are logged."""
+def onnx_session(path: PathLike | bytes, providers: Sequence[str] = ("CPUExecutionProvider",), optimize: bool = True) -> Any:
+    """An ONNX Runtime session on a file or a serialised model; only fatal errors are logged."""
     ort = require("onnxruntime", "onnx")
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    return ort.InferenceSession(str(path), options, providers=list(providers))
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=list(providers))
 
 
 def _precision_of(model: Any) -> str:

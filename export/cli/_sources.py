@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,7 @@ def _hugging_face(folder: Path) -> tuple[nn.Module, int]:
         raise ExportError(f"--hf: got {str(folder)!r}, allowed: a folder with config.json and model.safetensors")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # its own deprecations
     options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     try:
         module = transformers.AutoModel.from_pretrained(str(folder), attn_implementation="eager", **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -134,6 +135,16 @@ def test_torchscript_and_inspect() -> None:
     run("export", "torchscript", *MLP, "-o", "mlp.pt")
     assert json.loads(run("inspect", "mlp.pt", "--json"))["kind"] == "torchscript"
     run("verify", "mlp.pt", *MLP)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
+def test_an_aotinductor_package_is_written_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    run("export", "aoti", *MLP, "-o", "mlp.pt2")
+    assert json.loads(run("inspect", "mlp.pt2", "--json"))["kind"] == "aoti"
+    report = json.loads(run("verify", "mlp.pt2", *MLP, "--size", "batch=5", "--json"))
+    assert [(row["inputs"], row["ok"]) for row in report["rows"]] == [("[5, 32]", True)]
 
 
 def test_an_engine_with_trtexecs_flags() -> None:
