@@ -73,9 +73,25 @@ def read_manifest(artefact: PathLike, op: str = "manifest") -> dict[str, Any] | 
         manifest = json.loads(text)
     except (ValueError, RecursionError):
         raise ExportError(f"{op}: {str(path)!r} is no JSON") from None
-    if not isinstance(manifest, dict) or manifest.get("manifest") != FORMAT or not isinstance(manifest.get("sha256"), str):
+    if not isinstance(manifest, dict) or manifest.get("manifest") != FORMAT or not _well_formed(manifest):
         raise ExportError(f"{op}: {str(path)!r} is no manifest of format {FORMAT}")
     return manifest
+
+
+def _well_formed(manifest: dict[str, Any]) -> bool:
+    """Whether what readers rely on has the types that write_manifest gives it."""
+    try:
+        ports = [*manifest.get("inputs", []), *manifest.get("outputs", [])]
+        ranges = [shapes for profile in manifest.get("profiles", []) for shapes in profile.values()]
+        return (
+            all(isinstance(manifest.get(name), str) for name in ("kind", "sha256"))
+            and all(isinstance(value, str) for port in ports for value in (port["name"], port["dtype"]))
+            and all(type(dim) in (int, str) for port in ports for dim in port["dims"])
+            and all(len(shapes) == 3 and all(type(dim) is int for shape in shapes for dim in shape) for shapes in ranges)
+            and all(isinstance(digest, str) for digest in dict(manifest.get("external_data") or {}).values())
+        )
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return False
 
 
 def check_hash(op: str, path: PathLike, data: bytes, sha256: str | None) -> dict[str, Any] | None:

@@ -165,9 +165,7 @@ class Engine:
             if all(fits(tuple(named[name].shape), ranges) for name, ranges in profile.items()):
                 return index
         came = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named.items())
-        ranges = "; ".join(
-            f"{name} from {low} to {high}" for profile in self.profiles for name, (low, _, high) in profile.items()
-        )
+        ranges = "; ".join(f"{name} from {r[0]} to {r[2]}" for profile in self.profiles for name, r in profile.items())
         raise ExportError(f"Engine: input shapes: got {came}, allowed: {ranges}")
 
     def layers(self) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,23 @@ def test_a_malformed_hash_is_refused(built: tuple[Path, str], digest: str) -> No
         Engine.load(built[0], sha256=digest)
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"manifest": 9, "sha256": "0"}', "[" * 100_000], ids=["cut", "list", "format", "deep"]
-)
+GOOD: dict[str, Any] = {"manifest": 1, "kind": "tensorrt", "sha256": "0"}
+MALFORMED: dict[str, str] = {
+    "cut": "{",
+    "list": "[]",
+    "format": json.dumps(GOOD | {"manifest": 9}),
+    "deep": "[" * 100_000,
+    "no kind": json.dumps({"manifest": 1, "sha256": "0"}),
+    "hash": json.dumps(GOOD | {"sha256": 0}),
+    "inputs": json.dumps(GOOD | {"inputs": 5}),
+    "a port": json.dumps(GOOD | {"outputs": [{"name": "x"}]}),
+    "dims": json.dumps(GOOD | {"inputs": [{"name": "x", "dtype": "FLOAT", "dims": [None]}]}),
+    "profiles": json.dumps(GOOD | {"profiles": [{"x": [[1], [2]]}]}),
+    "external data": json.dumps(GOOD | {"external_data": {"w": 1}}),
+}
+
+
+@pytest.mark.parametrize("text", MALFORMED.values(), ids=MALFORMED)
 def test_a_broken_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "m.engine").write_bytes(b"engine")
     manifest_path(tmp_path / "m.engine").write_text(text)
