@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from ._backend import INTERPRET, implementation
 
-_PLAIN = frozenset((Tensor, Parameter, type(None)))
+_PLAIN = frozenset((Tensor, Parameter))
 
 _is_compiling = torch.compiler.is_dynamo_compiling  # other compilers bring fake tensors or a dispatch mode
 _modes = torch._C._len_torch_dispatch_stack
@@ -30,7 +30,7 @@ _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 
 
 def undisturbed(first: Tensor, *others: Tensor | None) -> str | None:
-    """The device type, "cuda" or "cpu", of plain tensors in a call that nobody else has a say in; None for any other call.
+    """The device type, "cuda" or "cpu", of plain tensors on one device in a call that nobody else has a say in; else None.
 
     The interpreter's calls, and tensors with the negative bit set (which the dispatcher resolves), are other calls.
     """
@@ -38,13 +38,17 @@ def undisturbed(first: Tensor, *others: Tensor | None) -> str | None:
         return None
     if forward_ad._current_level >= 0 or (type(first) is not Tensor and type(first) is not Parameter):
         return None
-    for tensor in others:
-        if type(tensor) not in _PLAIN:
-            return None
     if first.is_cpu:
+        for tensor in others:
+            if tensor is not None and (type(tensor) not in _PLAIN or not tensor.is_cpu):
+                return None
         return None if INTERPRET else "cpu"
-    if not first.is_cuda or _included(_PRE_DISPATCH) or any(t is not None and t.is_neg() for t in (first, *others)):
+    if not first.is_cuda or first.is_neg() or _included(_PRE_DISPATCH):
         return None
+    device = first.get_device()
+    for tensor in others:
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.get_device() != device or tensor.is_neg()):
+            return None
     return "cuda"
 
 

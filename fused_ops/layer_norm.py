@@ -259,13 +259,14 @@ def _needs_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
 
 
 def _fits(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> bool:
-    """What _check checks, in one expression, for tensors and one normalised dimension."""
-    device = x.device
+    """What _check checks, in one expression, for tensors on one device and one normalised dimension."""
+    sizes = x.shape
     return (
-        x.dtype in FLOATS
-        and x.shape[-1:] == shape
-        and (weight is None or (weight.shape == shape and weight.dtype in FLOATS and weight.device == device))
-        and (bias is None or (bias.shape == shape and bias.dtype in FLOATS and bias.device == device))
+        len(sizes) > 0
+        and sizes[-1] == shape[0]
+        and x.dtype in FLOATS
+        and (weight is None or (weight.shape == shape and weight.dtype in FLOATS))
+        and (bias is None or (bias.shape == shape and bias.dtype in FLOATS))
     )
 
 

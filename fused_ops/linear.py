@@ -65,7 +65,19 @@ def linear_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
 
 def _infer_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """linear_reference's y alone."""
-    return ACTIVATIONS[activation](F.linear(x, weight, bias).contiguous())
+    pre = F.linear(x, weight, bias).contiguous()
+    return pre if activation == "none" else ACTIVATIONS[activation](pre)
+
+
+def _train_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """linear_reference with None for a pre-activation that is not saved: an empty tensor would take 1 µs."""
+    return (
+        linear_reference(x, weight, bias, activation, True)
+        if save_pre
+        else (_infer_reference(x, weight, bias, activation), None)
+    )
 
 
 def _infer_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -182,7 +194,7 @@ def _fused_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation
         if activation is None:
             activation = "none"
         if activation in ACTIVATIONS:
-            if _needs_grad(input, weight, bias):
+            if torch.is_grad_enabled() and _needs_grad(input, weight, bias):
                 return _APPLY[device](input, weight, bias, activation)[0]
             return _INFER[device](input, weight, bias, activation)
     if has_torch_function_variadic(input, weight, bias):
@@ -213,17 +225,17 @@ def _needs_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _fits(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """What _check checks, in one expression, for tensors, a weight (N, K) and a bias (N,)."""
+    """What _check checks, in one expression, for tensors on one device, a weight (N, K) and a bias (N,)."""
     if weight is None:
         return False
-    shape, device, dtype = weight.shape, x.device, x.dtype
+    sizes, shape, dtype = x.shape, weight.shape, x.dtype
     return (
-        dtype in FLOATS
-        and len(shape) == 2
-        and x.shape[-1:] == shape[1:]
+        len(shape) == 2
+        and len(sizes) > 0
+        and sizes[-1] == shape[1]
+        and dtype in FLOATS
         and weight.dtype is dtype
-        and weight.device == device
-        and (bias is None or (bias.shape == shape[:1] and bias.dtype is dtype and bias.device == device))
+        and (bias is None or (bias.dtype is dtype and bias.shape == (shape[0],)))
     )
 
 
@@ -278,4 +290,4 @@ SPEC = define(
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd
 _INFER = implementations("linear_fwd", _infer_reference, _infer_launch)
-_APPLY = short_applies(_Linear, _forward, implementations("linear_fwd", linear_reference, linear_launch))
+_APPLY = short_applies(_Linear, _forward, implementations("linear_fwd", _train_reference, linear_launch))

@@ -162,7 +162,7 @@ def _launch_bwd_rows(dy: Tensor, y: Tensor, dx: Tensor, facts: Any) -> None:
 def _forward(run: Any, ctx: Any, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     y: Tensor = run(x, dim, dtype)
     ctx.save_for_backward(y)
-    ctx.options = dim, x.dtype
+    ctx.options = dim, dtype and x.dtype
     return y
 
 
@@ -175,6 +175,7 @@ class _Softmax(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (y,) = ctx.saved_tensors
         dim, dtype = ctx.options
+        dtype = dtype or y.dtype
         if torch.is_grad_enabled():  # create_graph=True: y has its own history, through which the second order goes
             wide = torch.float64 if y.dtype is torch.float64 else torch.float32
             product = dy.to(wide) * y.to(wide)
