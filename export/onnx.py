@@ -27,6 +27,7 @@ def export_onnx(
     *,
     dynamic_shapes: Any = None,
     opset: int = 20,
+    attention_operator: bool = False,
     precision: str = "fp32",
     keep_fp32: Sequence[str] = ("norm", "softmax"),
     keep_io_types: bool = True,
@@ -44,7 +45,10 @@ def export_onnx(
         path: the file to write. It appears whole and checked, or not at all; an existing file survives a failure.
         dynamic_shapes: as torch.export's: {"input_ids": {0: Dim("batch"), 1: Dim("sequence", max=512)}}, or a tuple
             in the order of args. A string in place of a Dim names a dimension of any size; equal names are one dimension.
-        opset: 18 to 25. LayerNormalization, Gelu and Softmax are single operators at 20; RMSNormalization at 23.
+        opset: 18 to 25. LayerNormalization, Gelu and Softmax are single operators at 20, RMSNormalization at 23.
+        attention_operator: from opset 23, write scaled_dot_product_attention as one Attention operator. Its softmax's
+            precision is then the runtime's choice, and TensorRT-RTX 1.7 builds it in fp16 only. Otherwise it is MatMul,
+            Softmax, MatMul.
         precision: "fp32" leaves the model's own dtypes; "fp16" and "bf16" turn its fp32 weights and activations into
             that dtype, in the graph, so that strongly typed engines follow it.
         keep_fp32: what stays fp32 then: "norm", "softmax", an ONNX operator type ("Gelu"), or a module path with * inside
@@ -64,6 +68,8 @@ def export_onnx(
     """
     op = "export_onnx"
     _check_arguments(op, model, opset, precision, metadata)
+    if attention_operator and opset < 23:
+        raise ExportError(f"{op}: attention_operator: got True at opset {opset}, allowed: opset 23 and above")
     for package in ("onnx", "onnxscript"):
         require(package, "onnx")
     target = check_writable(op, path)
@@ -73,7 +79,7 @@ def export_onnx(
     check_names(op, "input_names", input_names, len(inputs), weights)
     check_names(op, "output_names", output_names, len(outputs), weights | set(input_names or inputs))
 
-    onnx_model = _translate(op, program, opset)
+    onnx_model = _translate(op, program, opset, attention_operator)
     graph = onnx_model.graph
     if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):
         raise ExportError(f"{op}: {len(graph.inputs)} inputs and {len(graph.outputs)} outputs came for {inputs} and {outputs}")
@@ -106,11 +112,18 @@ def _check_arguments(op: str, model: object, opset: int, precision: str, metadat
             raise TypeError(f"{op}: metadata: got {key!r}: {value!r}, allowed: strings")
 
 
-def _translate(op: str, program: ExportedProgram, opset: int) -> Any:
+def _translate(op: str, program: ExportedProgram, opset: int, attention_operator: bool) -> Any:
     """The program as an onnx_ir.Model of exactly this opset, constants folded."""
+    table = None
+    if opset >= 23 and not attention_operator:
+        torchlib = require("onnxscript.function_libs.torch_lib.ops.nn", "onnx")
+        attention = torch.ops.aten.scaled_dot_product_attention.default
+        table = {attention: torchlib.aten_scaled_dot_product_attention}
     try:
         with quiet(), torch.no_grad():
-            result = torch.onnx.export(program, (), dynamo=True, opset_version=opset, optimize=True, verbose=False)
+            result = torch.onnx.export(
+                program, (), dynamo=True, opset_version=opset, optimize=True, verbose=False, custom_translation_table=table
+            )
     except Exception as error:
         raise ExportError(f"{op}: torch.onnx cannot translate the model: {error}") from error
     if result is None or result.model.opset_imports.get("") != opset:

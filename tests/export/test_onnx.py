@@ -16,7 +16,7 @@ from torch import nn
 from torch.export import Dim
 
 from fused_ops import REGISTRY, fused_linear, fused_softmax
-from fused_ops.export import ExportError, custom_translation_table, export_onnx, export_submodule, verify
+from fused_ops.export import ExportError, build_engine, custom_translation_table, export_onnx, export_submodule, verify
 
 from . import models
 
@@ -184,6 +184,24 @@ def test_opset_23_has_rms_normalization_and_20_primitives(path: Path) -> None:
         assert operators(onnx.load(path))["RMSNormalization"] == count
         assert onnx.load(path).opset_import[0].version == opset
         assert verify(path, model, SHAPES, max_relative_error=2e-6).ok
+
+
+def test_attention_as_primitives_or_one_operator(path: Path) -> None:
+    """torch writes Attention from opset 23, which hides the softmax from keep_fp32: only on request."""
+
+    class Attend(nn.Module):
+        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            attention = nn.functional.scaled_dot_product_attention
+            return attention(q, k, v) + attention(q, k, v, attn_mask=mask) + attention(q, k, v, is_causal=True)
+
+    args = (*(torch.randn(1, 2, 5, 8) for _ in range(3)), torch.rand(1, 1, 5, 5) > 0.3)
+    for opset, one in ((20, False), (23, False), (23, True), (25, False)):
+        export_onnx(Attend(), args, path, opset=opset, precision="fp16", attention_operator=one)
+        counts = operators(onnx.load(path))
+        assert (counts["Attention"], counts["Softmax"]) == ((3, 0) if one else (0, 3))
+        assert verify(path, Attend(), args).ok
+    with pytest.raises(ExportError, match="attention_operator: got True at opset 20"):
+        export_onnx(Attend(), args, path, attention_operator=True)
 
 
 def test_dims_are_named_and_shared(path: Path) -> None:
@@ -430,6 +448,19 @@ def test_submodule(path: Path) -> None:
     with pytest.raises(ExportError, match="name: got 'spare', which the forward does not call"):
         export_submodule(model, "spare", (x,), path)
     assert not model.attention._forward_pre_hooks
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("name", ["mlp", "decoder", "vit"])
+def test_tensorrt_rtx_builds_it(name: str, precision: str, path: Path) -> None:
+    """TensorRT's parser and builder take the file, casts and named dimensions included; no engine runs without a GPU."""
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
+    model = models.make(name)
+    export_onnx(model, (models.example(),), path, dynamic_shapes=models.DYNAMIC, precision=precision)
+    width = models.WIDTH
+    profile = {"x": ((1, 1, width), (2, 8, width), (4, 64, width))}
+    build_engine(path, path.with_suffix(".engine"), backend="tensorrt_rtx", profiles=profile, progress=False)
+    assert path.with_suffix(".engine").stat().st_size > 1000
 
 
 @pytest.mark.slow

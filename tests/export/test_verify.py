@@ -162,6 +162,25 @@ def test_reference_runtime_agrees(exported: tuple[nn.Module, Path]) -> None:
     assert report.ok
 
 
+def test_bf16_is_rounded_after_every_operation(tmp_path: Path) -> None:
+    """ONNX Runtime has no bf16 products on the CPU; the stand-in must round, or it would say nothing about bf16."""
+
+    class Steps(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x @ torch.eye(4) + 256.0) - 256.0
+
+    x = torch.tensor([[0.3, 0.6, 1.0, 3.0]])
+    export_onnx(Steps(), (x,), tmp_path / "steps.onnx", precision="bf16")
+    report = verify(tmp_path / "steps.onnx", Steps(), x, max_relative_error=1.0)
+    assert report.runtime == "onnxruntime, fp32 rounded to bf16"
+    steps = x.bfloat16().float() + 256.0
+    wrong = (steps.bfloat16() - 256.0).float()  # bf16 holds 256 and 258, and nothing between
+    assert report.rows[0].max_abs == pytest.approx((wrong - x).abs().max().item(), rel=1e-5)
+    assert report.rows[0].max_abs > 0.5
+    reference = verify(tmp_path / "steps.onnx", Steps(), x, max_relative_error=1.0, runtime="reference")
+    assert reference.rows[0].max_abs == report.rows[0].max_abs
+
+
 def test_table_shows_the_reason(exported: tuple[nn.Module, Path]) -> None:
     from rich.console import Console
 
