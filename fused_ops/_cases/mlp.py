@@ -85,7 +85,8 @@ def bwd_bound(
 
     (H, K), N, M = w1.shape, w2.shape[0], math.prod(dy.shape[:-1])
     D, W1, W2 = dy.double().reshape(M, N), w1.double(), w2.double()
-    S = saved.double().reshape(M, H) if activation != "none" else D.new_zeros((M, H))
+    given = activation != "none" and saved.numel() == M * H  # else nothing that is needed reads it
+    S = saved.double().reshape(M, H) if given else D.new_zeros((M, H))
     stored = h.numel() == M * H
     hidden = h.double().reshape(M, H) if stored else ACTIVATIONS[activation](S)
     X = x.double().reshape(M, K) if need_dw1 else D.new_zeros((M, K))

@@ -1,0 +1,221 @@
+"""Every variant of the matmul kernels, forced by its configuration and held to the numerics contract in the interpreter."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fused_ops import _matmul, _matmul_gated, _scratch, fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
+from fused_ops._matmul_plan import forced_config
+from fused_ops._spec import FORWARD_ONLY
+from fused_ops.kernels.config import MatmulConfig
+from fused_ops.testing import ContractMode
+
+TMA = MatmulConfig(32, 32, 32, num_warps=4, num_stages=2, group_m=2, kind="tma")
+POINTER = MatmulConfig(32, 32, 32, num_warps=4, num_stages=2, group_m=2)
+SPLIT_K = MatmulConfig(16, 32, 16, num_warps=4, num_stages=2, kind="split_k", splits=3)
+CONFIGS = {
+    "tma": TMA,
+    "tma_2_subtiles": dataclasses.replace(TMA, subtiles=2),
+    "tma_4_subtiles": dataclasses.replace(TMA, subtiles=4, block_n=64),
+    "tma_warp_specialized": dataclasses.replace(TMA, warp_specialize=True),
+    "pointer": POINTER,
+    "split_k": SPLIT_K,
+}
+DTYPES = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that were launched."""
+    names: list[str] = []
+    launch = _matmul.launch
+
+    def spy(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        names.append(kernel.fn.__name__)
+        launch(kernel, *args, **kwargs)
+
+    for module in (_matmul, _matmul_gated):
+        monkeypatch.setattr(module, "launch", spy)
+    return names
+
+
+def _x(M: int, K: int, dtype: torch.dtype, transposed: bool = False) -> Tensor:
+    x = torch.randn(K, M).to(dtype).t() if transposed else torch.randn(M, K).to(dtype)
+    return x.detach().requires_grad_()
+
+
+def _w(N: int, K: int, dtype: torch.dtype, transposed: bool = False) -> Tensor:
+    return (_x(N, K, dtype, transposed).detach() * K**-0.5).detach().requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_linear(ran: list[str], name: str, dtype: torch.dtype) -> None:
+    """Tiles that overhang in M, N and K, bands of several tile rows, the pre-activation stored."""
+    config = CONFIGS[name]
+    x, w, b = _x(72, 40, dtype), _w(88, 40, dtype), _x(1, 88, dtype).detach()[0]
+    with forced_config(config), ContractMode() as mode:
+        fused_linear(x, w, b, "gelu").detach()
+        with torch.no_grad():
+            fused_linear(x, w, None, "silu")
+    assert len(mode.checked) == 2
+    expected = {"tma": {"linear_fwd_tma_kernel"}, "pointer": {"linear_fwd_kernel"}}
+    assert set(ran) == expected.get(config.kind, {"linear_split_k_kernel", "linear_reduce_kernel"})
+
+
+@pytest.mark.parametrize(("x_t", "w_t"), [(True, False), (False, True), (True, True)])
+def test_tma_reads_transposed_operands(ran: list[str], x_t: bool, w_t: bool) -> None:
+    x, w = _x(72, 40, torch.float16, x_t), _w(88, 40, torch.float16, w_t)
+    with forced_config(TMA), ContractMode() as mode:
+        fused_linear(x.detach(), w.detach(), None, "relu")
+    assert mode.checked
+    assert set(ran) == {"linear_fwd_tma_kernel"}
+
+
+@pytest.mark.parametrize(
+    "case", ["begins at no 16-byte boundary", "rows at no 16-byte boundary", "no stride of 1", "odd N", "expanded rows"]
+)
+def test_what_tma_cannot_describe_goes_to_the_pointer_kernel(ran: list[str], case: str) -> None:
+    x = {
+        "begins at no 16-byte boundary": torch.randn(72, 48).half()[:, 1:41],
+        "rows at no 16-byte boundary": torch.randn(72, 41).half()[:, :40],
+        "no stride of 1": torch.randn(72, 80).half()[:, ::2],
+        "odd N": torch.randn(72, 40).half(),
+        "expanded rows": torch.randn(1, 40).half().expand(72, 40),
+    }[case]
+    w = torch.randn(87 if case == "odd N" else 88, 40).half()
+    with forced_config(TMA), ContractMode() as mode:
+        fused_linear(x, w, None, "gelu")
+    assert mode.checked
+    assert set(ran) == {"linear_fwd_kernel"}
+
+
+@pytest.mark.parametrize("name", ["tma_2_subtiles", "pointer"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_gated_linear(ran: list[str], name: str, dtype: torch.dtype) -> None:
+    x, w_gate, w_up = _x(40, 40, dtype), _w(56, 40, dtype), _w(56, 40, dtype)
+    b_gate, b_up = (torch.randn(56).to(dtype).requires_grad_() for _ in range(2))
+    with forced_config(CONFIGS[name]), ContractMode() as mode:
+        y = fused_gated_linear(x, w_gate, w_up, "silu", b_gate, b_up)
+        y.backward(torch.randn(56, 40).to(dtype).t())
+    assert len(mode.checked) == 2
+    tma = "_tma" if CONFIGS[name].kind == "tma" else ""
+    assert {f"gated_linear_fwd{tma}_kernel", "gate_bwd_kernel", f"product_sum{tma}_kernel"} <= set(ran)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", ["tma_2_subtiles", "tma_4_subtiles", "pointer"])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_mlp(ran: list[str], name: str, recompute: bool) -> None:
+    dtype = torch.bfloat16
+    x, w1, w2 = _x(40, 24, dtype), _w(72, 24, dtype), _w(40, 72, dtype)
+    b1, b2 = (torch.randn(n).to(dtype).requires_grad_() for n in (72, 40))
+    with forced_config(CONFIGS[name]), ContractMode() as mode:
+        fused_mlp(x, w1, b1, w2, b2, "gelu", recompute=recompute).backward(torch.randn(40, 40).to(dtype))
+    assert len(mode.checked) == 2
+    assert f"linear_dact{'_tma' if CONFIGS[name].kind == 'tma' else ''}_kernel" in ran
+
+
+@pytest.mark.parametrize("needs", [(1, 0, 0, 0, 0), (0, 1, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1)])
+def test_mlp_computes_only_needed_gradients(ran: list[str], needs: tuple[int, ...]) -> None:
+    tensors = [torch.randn(s, dtype=torch.float16) for s in ((6, 8), (16, 8), (16,), (8, 16), (8,))]
+    for tensor, need in zip(tensors, needs):
+        tensor.requires_grad_(bool(need))
+    with ContractMode() as mode:
+        fused_mlp(*tensors, "gelu", recompute=True).sum().backward()
+    assert len(mode.checked) == 2
+    assert [t.grad is not None for t in tensors] == [bool(n) for n in needs]
+    assert ("linear_dact_kernel" in ran) == any(needs[:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_fp8_samples(dtype: torch.dtype) -> None:
+    for sample in FORWARD_ONLY["linear_fp8"].samples("cpu", dtype):
+        with ContractMode() as mode:
+            fused_linear_fp8(*sample.args, **sample.kwargs)
+        assert mode.checked == ["fused_ops.linear_fp8_fwd.default"], sample.name
+
+
+@pytest.mark.parametrize("name", ["tma_2_subtiles", "split_k", "pointer"])
+def test_fp8_variants(ran: list[str], name: str) -> None:
+    x, w = (torch.randn(n, 48).to(torch.float8_e4m3fn) for n in (40, 56))
+    xs, ws, b = torch.rand(40), torch.rand(56), torch.randn(56).bfloat16()
+    with forced_config(CONFIGS[name]), ContractMode() as mode:
+        fused_linear_fp8(x, w, xs, ws, b, "gelu")
+    assert mode.checked
+    assert {"tma": "linear_fwd_tma_kernel", "split_k": "linear_split_k_kernel"}.get(
+        CONFIGS[name].kind, "linear_fwd_kernel"
+    ) in ran
+
+
+@pytest.mark.parametrize("name", ["tma", "split_k", "pointer"])
+def test_long_sums_are_fp32(name: str) -> None:
+    """4096 ones, and a large term that the small ones must survive: fp16 would stop at 2048, bf16 at 256."""
+    config = dataclasses.replace(CONFIGS[name], block_k=512)
+    for dtype in DTYPES:
+        ones = torch.ones(8, 4096, dtype=dtype)
+        with forced_config(config):
+            assert (fused_linear(ones, ones) == 4096.0).all()
+            large = ones.clone()
+            large[:, 0], large[:, 1] = 2.0**15, 2.0
+            assert (fused_linear(large, ones) == 2.0**15 + 4096).all()
+
+
+def test_natural_choices(ran: list[str]) -> None:
+    """Without force: Hopper's choice for these shapes, on the kernels themselves."""
+    for (M, N, K), kernel in {
+        (72, 24, 40): "linear_fwd_tma_kernel",
+        (5, 24, 520): "linear_split_k_kernel",
+        (5, 24, 40): "linear_fwd_kernel",
+        (72, 23, 40): "linear_fwd_kernel",
+    }.items():
+        ran.clear()
+        fused_linear(torch.randn(M, K).half(), torch.randn(N, K).half(), None, "relu")
+        assert ran[0] == kernel, (M, N, K)
+
+
+def test_warp_specialisation_that_does_not_compile_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    launch = _matmul.launch
+
+    def failing(*args: Any, **kwargs: Any) -> None:
+        if "WARP_SPECIALIZE" in kwargs:
+            asked.append(kwargs["WARP_SPECIALIZE"])
+            if kwargs["WARP_SPECIALIZE"]:
+                raise RuntimeError("PassManager::run failed")
+        launch(*args, **kwargs)
+
+    monkeypatch.setattr(_matmul, "launch", failing)
+    monkeypatch.setattr(_matmul, "_no_warp_specialization", set())
+    x, w = torch.randn(72, 40).half(), torch.randn(24, 40).half()
+    with forced_config(CONFIGS["tma_warp_specialized"]), ContractMode() as mode:
+        fused_linear(x, w, None, "gelu")
+    assert mode.checked
+    assert asked == [True, False, False]  # ContractMode runs twice: the second time it is not tried
+
+
+def test_allocator_is_set_in_every_thread() -> None:
+    """Triton keeps its allocator in a context variable; autograd's threads begin with an empty context."""
+    import threading
+
+    from triton.runtime import _allocation
+
+    seen: list[Any] = []
+
+    def work() -> None:
+        seen.append(_allocation._allocator.get())
+        _scratch.ensure_allocator()
+        seen.append(_allocation._allocator.get())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert isinstance(seen[0], _allocation.NullAllocator)
+    assert seen[1] is _scratch.scratch
