@@ -41,6 +41,8 @@ def fixed_code(forward: Any, module: nn.Module) -> tuple[tuple[str, Any], ...]:
                     raise UntraceableError(f"forward uses {name}")
             elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
                 pending += _attribute(name, module, constants)
+            elif instruction.opname == "FOR_ITER" and function is not nn.Sequential.forward:
+                raise UntraceableError("forward loops")  # over what may be longer in the next call
             elif instruction.opname.startswith(_WRITES):
                 raise UntraceableError(f"forward writes or imports {name}")
     return tuple(constants.items())

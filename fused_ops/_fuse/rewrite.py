@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
@@ -43,6 +43,7 @@ class Program:
     idle: tuple[tuple[str, ...], ...]
     constants: tuple[tuple[str, Any], ...]
     fused: tuple[Fused, ...]
+    names: tuple[str, ...]  # of the module's children: a Sequential may grow
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """The call's tensors in order, or None when it is not the traced call."""
@@ -55,6 +56,8 @@ class Program:
         return args
 
     def fits(self, module: nn.Module) -> bool:
+        if tuple(module._modules) != self.names:
+            return False
         for path, cls, activation in self.children:
             child: Any = _child(module, path)
             if type(child) is not cls or "forward" in child.__dict__ or (activation and child.activation != activation[0]):
@@ -78,8 +81,9 @@ def _child(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
 class FusedForward:
     """Mixin of a module whose forward is replaced. _fuse_programs: whether training -> Program."""
 
-    _fuse_wanted: tuple[frozenset[str], frozenset[str]]  # ops, and the paths of the Linears that may be fused
-    _fuse_programs: dict[bool, Program]
+    if TYPE_CHECKING:
+        _fuse_wanted: tuple[frozenset[str], frozenset[str]]  # ops, and the paths of the Linears that may be fused
+    _fuse_programs: dict[bool, Program] = {}  # noqa: RUF012 (an instance made by the class itself, a slice of a Sequential, has none)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         program = self._fuse_programs.get(self.training)  # type: ignore[attr-defined]
@@ -93,8 +97,17 @@ class FusedForward:
         state = {name: value for name, value in self.__dict__.items() if name != "_fuse_programs"}
         return _bare, (_base(type(self)),), state
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in this module's place: the same children under the original forward."""
+        base: Any = _base(type(self))
+        plain = base.__new__(base)
+        plain.__dict__.update({name: value for name, value in self.__dict__.items() if not name.startswith("_fuse_")})
+        return plain
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[misc]
+        if "_fuse_wanted" not in state:
+            return
         try:
             self.__dict__["_fuse_programs"] = programs(self, *self._fuse_wanted)  # type: ignore[arg-type]
         except UntraceableError:
@@ -193,6 +206,7 @@ def _program(module: nn.Module, graph: Graph, found: list[Chain], constants: tup
         idle=tuple(tuple(path.split(".")) for chain in found for path in chain.idle),
         constants=constants,
         fused=tuple(chain.fused() for chain in found),
+        names=tuple(module._modules),
     )
 
 

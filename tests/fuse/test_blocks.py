@@ -205,3 +205,23 @@ def test_an_op_that_is_missing_is_said(monkeypatch):
     assert status(report)["gate_proj"] == "fused"
     unfuse(model)
     assert [c for c in fuse(model) if c.op == "gated_linear"] == []  # no row for what was not asked for
+
+
+def test_sequential_may_be_sliced_and_extended(calls: Calls):
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+    reference = copy.deepcopy(model)
+    fuse(model)
+    model(x4())
+    assert calls == ["fused_mlp"]
+    torch.testing.assert_close(model[:2](x4()), reference[:2](x4()))
+    model.append(nn.Tanh())
+    reference.append(nn.Tanh())
+    assert_same(model, reference, x4())
+
+
+@pytest.mark.parametrize("cls", [Gated, GatedFunction])
+def test_scripting_takes_the_original_forward(cls: type[Gated]):
+    model = cls()
+    expected = model(x4())
+    fuse(model)
+    torch.testing.assert_close(torch.jit.script(nn.Sequential(model))(x4()), expected)

@@ -217,6 +217,12 @@ def counts(self, x):
     return self.fc2(F.gelu(self.fc1(x)))
 
 
+def loops(self, x):
+    for _ in range(2):
+        x = self.fc2(F.gelu(self.fc1(x)))
+    return x
+
+
 def prepare(self, x):
     print("called")
     return x + 1
@@ -238,6 +244,7 @@ def prints(self, x):
         (nested, "forward has a nested function or a closure"),
         (own_method, "forward uses print"),
         (own_gelu, "forward uses gelu"),
+        (loops, "forward uses range"),
         (counts, "forward writes or imports config"),
         (prints, "forward uses print"),
     ],
