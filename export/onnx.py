@@ -114,7 +114,7 @@ def _check_arguments(op: str, model: object, opset: int, precision: str, metadat
 
 def _translate(op: str, program: ExportedProgram, opset: int, attention_operator: bool) -> Any:
     """The program as an onnx_ir.Model of exactly this opset, constants folded."""
-    table = None
+    table: dict[Any, Any] | None = None
     if opset >= 23 and not attention_operator:
         torchlib = require("onnxscript.function_libs.torch_lib.ops.nn", "onnx")
         attention = torch.ops.aten.scaled_dot_product_attention.default

@@ -17,18 +17,18 @@ from ._program import Args, evaluating, quiet, split_args
 
 
 def export_torchscript(
-    model: nn.Module, args: Args, path: PathLike, *, mode: str = "trace", freeze: bool = False, method_checks: bool = True
+    model: nn.Module, args: Args, path: PathLike, *, mode: str = "trace", freeze: bool = False, check_trace: bool = True
 ) -> Path:
     """Write a model as TorchScript. torch.jit.load reads it in any process, without fused_ops, and so does C++.
 
     Args:
         model: a module, fused or not; taken in eval mode, its own mode is restored.
-        args: example inputs: a tuple, a dict of keyword inputs, or one tensor. "script" uses them only to try the result.
+        args: example inputs: a tuple, a dict of keyword inputs, or one tensor. "script" runs the result on them and compares.
         path: the file to write. It appears whole, or not at all; an existing file survives a failure.
         mode: "trace" records one run: control flow is baked in, dimensions stay dynamic as long as the code does not
             turn sizes into numbers. "script" compiles the module's Python source and keeps its control flow.
         freeze: make the weights constants and fold them; the module can then no longer be moved to another device.
-        method_checks: trace a second time and compare.
+        check_trace: trace a second time and compare.
 
     Returns:
         The absolute path. A traced module whose result is a dict or dataclass returns a tuple of tensors in the order of
@@ -49,14 +49,19 @@ def export_torchscript(
         with evaluating(model), quiet(), torch.no_grad():
             if mode == "script":
                 module = torch.jit.script(model)
+                if positional or keywords:
+                    expected = model(*positional, **keywords)
+                    torch.testing.assert_close(module(*positional, **keywords), expected, equal_nan=True)
             else:
+                keywords = {name: value for name, value in keywords.items() if value is not None}  # a trace has no None
                 flat = _Flat(model, positional, keywords)
                 result = model(*positional, **keywords)
-                plain = isinstance(result, (torch.Tensor, tuple))
+                parts = result if isinstance(result, tuple) else (result,)
+                plain = all(isinstance(part, torch.Tensor) for part in parts)
                 keys = [] if plain else [str(key) for key in _keys(result)]
                 source = flat if keywords or not plain else model
                 examples = (*positional, *keywords.values())
-                module = torch.jit.trace(source, examples, check_trace=method_checks)
+                module = torch.jit.trace(source, examples, check_trace=check_trace)
             module = torch.jit.freeze(module) if freeze else module
     except Exception as error:
         raise ExportError(f"{op}: torch.jit.{mode} cannot take the model: {error}") from error

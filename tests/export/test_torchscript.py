@@ -99,6 +99,27 @@ def test_keywords_and_named_results(path: Path) -> None:
     assert [a.debugName().partition(".")[0] for a in loaded.graph.inputs()][1:] == ["a", "scale"]
 
 
+def test_absent_inputs_and_results(path: Path) -> None:
+    class Optional(nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, None, list[torch.Tensor]]:
+            return fused_softmax(x if mask is None else x + mask), None, [x * 2]
+
+    export_torchscript(Optional(), {"x": models.example(), "mask": None}, path)
+    result = torch.jit.load(str(path))(models.example(1, 3))
+    assert [tuple(t.shape) for t in result] == [(1, 3, models.WIDTH)] * 2
+
+
+def test_script_that_computes_something_else_is_refused(path: Path) -> None:
+    class Differs(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.jit.is_scripting():
+                return x + 1
+            return x
+
+    with pytest.raises(ExportError, match=r"torch\.jit\.script cannot take the model: Tensor-likes are not close"):
+        export_torchscript(Differs(), (models.example(),), path, mode="script")
+
+
 def test_custom_operators_are_refused(path: Path) -> None:
     """A file that calls fused_ops' operators loads here and nowhere else."""
 
