@@ -91,15 +91,24 @@ def config_of(x: Tensor, weights: tuple[Tensor, ...], use: str, tile: Tensor | N
 
 def _access(x: Tensor, weights: tuple[Tensor, ...], N: int) -> str:
     """How the operands can be read: "tma", "aligned" (128-bit loads), or "any"."""
-    operands = (x, *weights)
-    if any(_misaligned(t) or tma_layout(t) is None for t in operands):
+    if any(_misaligned(t) for t in (x, *weights)):
         return "any"
-    if type(x) is FunctionalTensor or x.dtype is torch.float32 or N * max(x.element_size(), 2) % 16 or x.shape[1] == 0:
+    layouts = tuple((tuple(t.shape), t.stride()) for t in (x, *weights))
+    access = _access_of(layouts, x.element_size(), N)
+    return "aligned" if access == "tma" and type(x) is FunctionalTensor else access
+
+
+@functools.lru_cache(maxsize=4096)
+def _access_of(layouts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], itemsize: int, N: int) -> str:
+    """The access of operands that begin at 16-byte boundaries, by (shape, strides) of each; N columns of output."""
+    found = [_layout(shape, strides, itemsize) for shape, strides in layouts]
+    if None in found:
+        return "any"
+    if itemsize == 4 or N * max(itemsize, 2) % 16 or layouts[0][0][1] == 0:  # y's rows begin at 16-byte boundaries too
         return "aligned"
-    layouts = [tma_layout(t) for t in operands]
-    same = len({layout[0] for layout in layouts[1:] if layout}) == 1
-    k_major = all(layout and not layout[0] for layout in layouts)
-    return "tma" if same and (x.dtype is not FP8 or k_major) else "aligned"
+    transposed = [layout[0] for layout in found if layout]
+    same = len(set(transposed[1:])) == 1  # a gated linear's weights
+    return "tma" if same and (itemsize == 2 or not any(transposed)) else "aligned"  # fp8 tensor cores read along K
 
 
 def _misaligned(t: Tensor) -> bool:
@@ -110,11 +119,15 @@ def _misaligned(t: Tensor) -> bool:
 
 def tma_layout(t: Tensor) -> tuple[bool, int] | None:
     """(whether t is stored transposed, its row stride) where TMA's stride rules hold, else None."""
+    return _layout(tuple(t.shape), t.stride(), t.element_size())
+
+
+@functools.lru_cache(maxsize=4096)
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[bool, int] | None:
     for transposed in (False, True):
         rows, cols = (1, 0) if transposed else (0, 1)
-        stride = t.stride(rows)
-        if t.stride(cols) == 1 and stride * t.element_size() % 16 == 0 and stride >= t.shape[cols]:
-            return transposed, stride
+        if strides[cols] == 1 and strides[rows] * itemsize % 16 == 0 and strides[rows] >= shape[cols]:
+            return transposed, strides[rows]
     return None
 
 

@@ -54,9 +54,11 @@ def linear_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
         return F.linear(x, weight, bias).contiguous(), none
     y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
     pre = torch.empty_like(y) if save_pre else none
+    if y.numel() == 0:
+        return y, pre
     if plan.backend == "cublas":
         product = pre if save_pre else y
-        torch.mm(x2, weight.t(), out=product.view(-1, N) if N else product.view(x2.shape[0], 0))
+        torch.mm(x2, weight.t(), out=product.view(-1, N))
         matmul_epilogue(product, bias, y, activation)
     else:
         matmul(x2, weight, bias, y, pre, activation, save_pre)

@@ -168,6 +168,19 @@ def test_long_sums_are_fp32(name: str) -> None:
             assert (fused_linear(large, ones) == 2.0**15 + 4096).all()
 
 
+@pytest.mark.parametrize("save_pre", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_epilogue_of_a_product_made_elsewhere(save_pre: bool, with_bias: bool) -> None:
+    """What follows cuBLAS for fp32: in place where the pre-activation is not kept."""
+    product, bias = torch.randn(37, 29), torch.randn(58)[::2] if with_bias else None
+    pre = product + bias if bias is not None else product.clone()
+    y = torch.full_like(product, float("nan")) if save_pre else product
+    _matmul.matmul_epilogue(product, bias, y, "gelu")
+    torch.testing.assert_close(y, torch.nn.functional.gelu(pre))
+    if save_pre:
+        torch.testing.assert_close(product, pre)
+
+
 def test_natural_choices(ran: list[str]) -> None:
     """Without force: Hopper's choice for these shapes, on the kernels themselves."""
     for (M, N, K), kernel in {
