@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
+from . import _compiled
 from ._compile import traced_launch
 from ._spec import INTERPRET
 
 INTERPRETER_CAPABILITY = (9, 0)  # what a configuration is chosen for when kernels are interpreted
 INTERPRETER_SMS = 4
+
+_current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+_current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (lambda i: torch.cuda.current_stream(i).cuda_stream)
+
+_plans: list[Any] = []
 
 KERNEL_DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
 
@@ -50,30 +56,79 @@ def recorded() -> Iterator[list[tuple[Any, int, dict[str, Any]]]]:
         _recorder = before
 
 
+def facts_of(device: int) -> tuple[tuple[int, int], int]:
+    """(capability, SM count) of a GPU by index; the interpreter's stand-ins for -1, the CPU."""
+    return _cuda_facts(device) if device >= 0 else (INTERPRETER_CAPABILITY, INTERPRETER_SMS)
+
+
 def device_facts(tensor: Tensor) -> tuple[tuple[int, int], int]:
     """(capability, SM count) of the tensor's GPU; the interpreter's stand-ins for a CPU tensor."""
-    if tensor.is_cuda:
-        return _cuda_facts(tensor.get_device())
-    return INTERPRETER_CAPABILITY, INTERPRETER_SMS
+    return facts_of(tensor.get_device())
 
 
 def launch(kernel: Any, grid: int, anchor: Tensor, *args: Any, **kwargs: Any) -> None:
-    """kernel[(grid,)](*args, **kwargs) on the device of anchor, whichever device is current. A grid of 0 is no launch."""
+    """kernel[(grid,)](*args, **kwargs) on the device of anchor, whichever device is current. A grid of 0 is no launch.
+
+    args: tensors of that device and ints. kwargs: ints, floats, constexprs and options such as num_warps.
+    """
     if grid == 0 or (_recorder is not None and _recorder(kernel, grid, kwargs)):
         return
     if type(anchor) is FunctionalTensor:  # AOTAutograd is tracing
         traced_launch(kernel, grid, args, kwargs)
         return
-    if anchor.is_cuda and anchor.get_device() != torch.cuda.current_device():
-        with torch.cuda.device(anchor.device):
-            kernel[(grid,)](*args, **kwargs)
-    else:
+    device = anchor.get_device()
+    if device < 0:  # the interpreter
         kernel[(grid,)](*args, **kwargs)
+    elif device == _current_device():
+        _compiled.run(kernel, grid, device, _current_stream(device), args, kwargs)
+    else:
+        with torch.cuda.device(device):
+            _compiled.run(kernel, grid, device, _current_stream(device), args, kwargs)
 
 
 def rows_of(x: Tensor) -> Tensor:
     """x as (M, N) with N its last dimension: a view where the leading dimensions collapse, else one copy."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(0, 0)
+
+
+def plan(function: Callable[..., Any]) -> Callable[..., Any]:
+    """function, of sizes, strides and dtypes, with what it answered kept: choosing a launch takes longer than launching.
+
+    Symbolic sizes cannot be kept and are worked out each time.
+    """
+    kept = functools.lru_cache(4096)(function)
+    _plans.append(kept)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        try:
+            return kept(*args)
+        except TypeError:
+            return function(*args)
+
+    return call
+
+
+def forget_plans() -> None:
+    """Let every plan be made again: after a change of configurations."""
+    for kept in _plans:
+        kept.cache_clear()
+
+
+def rows_and_strides(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """(x as rows, M, row stride, column stride) for the last dimension, without a view where x is contiguous."""
+    if x.is_contiguous():
+        N = x.shape[-1]
+        return x, x.numel() // N, N, 1
+    rows = rows_of(x)
+    return rows, rows.shape[0], rows.stride(0), rows.stride(1)
+
+
+def empty_of(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor of x's shape, nothing written to it."""
+    if x.dtype is dtype and x.is_contiguous():
+        return torch.empty_like(x)
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
 @functools.cache

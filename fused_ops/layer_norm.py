@@ -15,7 +15,7 @@ from ._autograd import FLOATS, autocasts_to_fp32, differentiable_backward, plain
 from ._backend import NO_FP64, note_fallback
 from ._checks import refuse, require_device, require_float, require_shape, require_tensor
 from ._direct import implementations, short_applies, undisturbed
-from ._launch import KERNEL_DTYPES, column_sums, device_facts, launch, rows_of
+from ._launch import KERNEL_DTYPES, column_sums, device_facts, empty_of, facts_of, launch, plan, rows_and_strides, rows_of
 from ._spec import Backward, OpSpec, define
 
 
@@ -52,29 +52,44 @@ def layer_norm_launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps
     if x.dtype not in KERNEL_DTYPES:
         note_fallback("layer_norm", NO_FP64)
         return layer_norm_reference(x, weight, bias, eps)
-    fwd, _, row_vectors = _kernels()
-    N = x.shape[-1]
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
+    y = empty_of(x, x.dtype)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
-    x2 = rows_of(x)
-    M = x2.shape[0]
-    weight = weight if weight is None else weight.contiguous()
-    bias = bias if bias is None else bias.contiguous()
-    vec = row_vectors(N, x.element_size(), x2.stride(1), (x2.stride(0), N))
-    config = fwd.layer_norm_fwd_config(M, N, x.element_size(), *device_facts(x))
-    pointers = (x2, x if weight is None else weight, x if bias is None else bias, y, mean, rstd)
-    options = {"HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None, "VEC": vec, "num_warps": config.num_warps}
-    strides = {"stride_xm": x2.stride(0), "stride_xn": x2.stride(1), "stride_ym": N}
-    if config.variant == "chunked":
-        kernel, sizes, grid = fwd.layer_norm_fwd_chunked_kernel, [N], M
-    else:
-        kernel, sizes, grid = fwd.layer_norm_fwd_kernel, [M, N], -(-M // config.block_m)
-        options["BLOCK_M"] = config.block_m
-    launch(kernel, grid, x, *pointers, *sizes, **strides, eps=eps, BLOCK_N=config.block_n, **options)
+    _launch_fwd(x, weight, bias, y, mean, rstd, eps)
     return y, mean, rstd
+
+
+def _launch_fwd(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, y: Tensor, mean: Tensor | None, rstd: Tensor | None, eps: float
+) -> None:
+    rows, M, stride_xm, stride_xn = rows_and_strides(x)
+    N = x.shape[-1]
+    stats = mean is not None
+    facts = (M, N, stride_xm, stride_xn, x.element_size(), x.get_device())
+    kernel, grid, sizes, options = _fwd_plan(*facts, weight is not None, bias is not None, stats)
+    weight = x if weight is None else weight.contiguous()
+    bias = x if bias is None else bias.contiguous()
+    launch(kernel, grid, x, rows, weight, bias, y, x if mean is None else mean, x if rstd is None else rstd, *sizes,
+           eps=eps, **options)  # fmt: skip
+
+
+@plan
+def _fwd_plan(
+    M: int, N: int, stride_xm: int, stride_xn: int, itemsize: int, device: int, weight: bool, bias: bool, stats: bool
+) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:
+    """(kernel, grid, sizes, options) of the forward."""
+    fwd, _, row_vectors = _kernels()
+    config = fwd.layer_norm_fwd_config(M, N, itemsize, *facts_of(device))
+    options = {
+        "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_ym": N, "HAS_WEIGHT": weight, "HAS_BIAS": bias, "STATS": stats,
+        "VEC": row_vectors(N, itemsize, stride_xn, (stride_xm, N)), "BLOCK_N": config.block_n,
+        "num_warps": config.num_warps, "num_stages": config.num_stages,
+    }  # fmt: skip
+    if config.chunked:
+        return fwd.layer_norm_fwd_chunked_kernel, M, (N,), options
+    return fwd.layer_norm_fwd_kernel, -(-M // config.block_m), (M, N), {**options, "BLOCK_M": config.block_m}
 
 
 def _infer_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -91,7 +106,12 @@ def _train_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
 
 
 def _infer_launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    return layer_norm_launch(x, weight, bias, eps)[0]
+    if x.dtype not in KERNEL_DTYPES:
+        return _infer_reference(x, weight, bias, eps)
+    y = empty_of(x, x.dtype)
+    if x.numel() != 0:
+        _launch_fwd(x, weight, bias, y, None, None, eps)
+    return y
 
 
 def layer_norm_bwd_reference(

@@ -16,7 +16,7 @@ from ._autograd import FLOATS, autocasts_to_fp32, plain_aten
 from ._backend import NO_FP64, note_fallback
 from ._checks import normalize_dim, refuse, require_float, require_tensor
 from ._direct import implementations, short_applies, undisturbed
-from ._launch import device_facts, interpreting, launch, rows_of
+from ._launch import device_facts, empty_of, facts_of, interpreting, launch, plan, rows_and_strides
 from ._spec import Backward, OpSpec, define
 
 
@@ -46,17 +46,17 @@ def softmax_launch(x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
         if x.dim():
             note_fallback("softmax", NO_FP64)
         return softmax_reference(x, dim, dtype)
-    y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
+    y = empty_of(x, out_dtype)
     if x.numel() == 0:
         return y
     if not x.is_floating_point():
         x = x.float()
+    if dim == x.dim() - 1 or _is_last(x, dim):
+        _launch_fwd_rows(x if dim == x.dim() - 1 else x.flatten(dim), y)
+        return y
     inner = _inner_kernels()
     facts = device_facts(x)
     N = x.shape[dim]
-    if _is_last(x, dim):
-        _launch_fwd_rows(rows_of(x.flatten(dim)), y, facts)
-        return y
     x3, y3 = _around(x, dim), _around(y, dim)
     K = x3.shape[2]
     config = inner.softmax_inner_config(N, K, x.element_size(), *facts)
@@ -78,15 +78,16 @@ def softmax_bwd_launch(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> T
     """softmax_bwd_reference by Triton kernels."""
     if torch.float64 in (dy.dtype, y.dtype, dtype) or y.dim() == 0:
         return softmax_bwd_reference(dy, y, dim, dtype)
-    dx = torch.empty(y.shape, dtype=dtype, device=y.device)
+    dx = empty_of(y, dtype)
     if y.numel() == 0:
+        return dx
+    if dim == y.dim() - 1 or _is_last(y, dim):
+        last = dim == y.dim() - 1
+        _launch_bwd_rows(dy if last else dy.flatten(dim), y if last else y.flatten(dim), dx)
         return dx
     inner = _inner_kernels()
     facts = device_facts(y)
     N = y.shape[dim]
-    if _is_last(y, dim):
-        _launch_bwd_rows(rows_of(dy.flatten(dim)), rows_of(y.flatten(dim)), dx, facts)
-        return dx
     dy3, y3, dx3 = _around(dy, dim), _around(y, dim), _around(dx, dim)
     K = y3.shape[2]
     config = inner.softmax_inner_config(N, K, y.element_size(), *facts)
@@ -112,51 +113,70 @@ def _strides(name: str, x: Tensor) -> dict[str, int]:
     return {f"stride_{name}{axis}": stride for axis, stride in zip("onk", x.stride())}
 
 
-def _launch_fwd_rows(x: Tensor, y: Tensor, facts: Any) -> None:
-    """Launch the forward that fits: x (M, N), y of M * N elements, contiguous."""
-    rows, packed, vectors = _row_kernels()
-    M, N = x.shape
-    stride_xm, stride_xn = x.stride()
-    itemsize = min(x.element_size(), y.element_size())
-    vec, edges, same = vectors(N, itemsize, stride_xn, (stride_xm, N))
-    packable = x.dtype is y.dtype and itemsize == 2 and vec > 1 and same
-    config = rows.softmax_fwd_config(M, N, itemsize, *facts, packable)
-    options = {"VEC": vec, "EDGES": edges, "BLOCK_N": config.block_n, "num_warps": config.num_warps}
+def _launch_fwd_rows(x: Tensor, y: Tensor) -> None:
+    """Launch the forward that fits: x of rows in its last dimension, y of as many elements, contiguous."""
+    rows, M, stride_xm, stride_xn = rows_and_strides(x)
+    facts = (M, x.shape[-1], stride_xm, stride_xn, x.dtype, y.dtype, x.get_device())
+    kernel, grid, sizes, options = _fwd_plan(*facts)
+    launch(kernel, grid, x, rows, y, *sizes, **options)
+
+
+@plan
+def _fwd_plan(
+    M: int, N: int, stride_xm: int, stride_xn: int, dtype: torch.dtype, out_dtype: torch.dtype, device: int
+) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:
+    """(kernel, grid, sizes, options) of the forward over rows."""
+    rows, packed, row_vectors = _row_kernels()
+    itemsize = min(dtype.itemsize, out_dtype.itemsize)
+    vec, edges, same = row_vectors(N, itemsize, stride_xn, (stride_xm, N))
+    packable = dtype is out_dtype and itemsize == 2 and vec > 1 and same
+    config = rows.softmax_fwd_config(M, N, itemsize, *facts_of(device), packable)
+    options = {
+        "stride_xm": stride_xm, "stride_ym": N, "VEC": vec, "EDGES": edges,
+        "BLOCK_N": config.block_n, "num_warps": config.num_warps, "num_stages": config.num_stages,
+    }  # fmt: skip
     if config.variant == "packed":
-        options |= {"BF16": x.dtype is torch.bfloat16, "ASM": not interpreting()}
-        launch(packed.softmax_fwd_packed_kernel, M, x, x, y, N, stride_xm=stride_xm, stride_ym=N, **options)
-        return
-    strides = {"stride_xm": stride_xm, "stride_xn": stride_xn, "stride_ym": N, "SAME": same}
+        options |= {"BF16": dtype is torch.bfloat16, "ASM": not interpreting()}
+        return packed.softmax_fwd_packed_kernel, M, (N,), options
+    options |= {"stride_xn": stride_xn, "SAME": same}
     if config.variant == "chunked":
-        launch(rows.softmax_fwd_chunked_kernel, M, x, x, y, N, **strides, **options)
-    else:
-        grid = -(-M // config.block_m)
-        launch(rows.softmax_fwd_kernel, grid, x, x, y, M, N, **strides, **options, BLOCK_M=config.block_m)
+        return rows.softmax_fwd_chunked_kernel, M, (N,), options
+    return rows.softmax_fwd_kernel, -(-M // config.block_m), (M, N), {**options, "BLOCK_M": config.block_m}
 
 
-def _launch_bwd_rows(dy: Tensor, y: Tensor, dx: Tensor, facts: Any) -> None:
-    """Launch the backward that fits: dy, y (M, N), dx of M * N elements, contiguous."""
-    rows, packed, vectors = _row_kernels()
-    M, N = y.shape
-    (stride_dym, stride_dyn), (stride_ym, stride_yn) = dy.stride(), y.stride()
-    itemsize = min(dy.element_size(), y.element_size(), dx.element_size())
-    vec, edges, same = vectors(N, itemsize, 1 if stride_dyn == stride_yn == 1 else 0, (stride_dym, stride_ym, N))
+def _launch_bwd_rows(dy: Tensor, y: Tensor, dx: Tensor) -> None:
+    """Launch the backward that fits: dy, y of rows in their last dimension, dx of as many elements, contiguous."""
+    dy_rows, M, stride_dym, stride_dyn = rows_and_strides(dy)
+    y_rows, _, stride_ym, stride_yn = rows_and_strides(y)
+    strides = (stride_dym, stride_dyn, stride_ym, stride_yn)
+    kernel, grid, sizes, options = _bwd_plan(M, y.shape[-1], *strides, dy.dtype, y.dtype, dx.dtype, y.get_device())
+    launch(kernel, grid, y, dy_rows, y_rows, dx, *sizes, **options)
+
+
+@plan
+def _bwd_plan(
+    M: int, N: int, stride_dym: int, stride_dyn: int, stride_ym: int, stride_yn: int,
+    dy_dtype: torch.dtype, y_dtype: torch.dtype, dx_dtype: torch.dtype, device: int,
+) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:  # fmt: skip
+    """(kernel, grid, sizes, options) of the backward over rows."""
+    rows, packed, row_vectors = _row_kernels()
+    itemsize = min(dy_dtype.itemsize, y_dtype.itemsize, dx_dtype.itemsize)
+    vec, edges, same = row_vectors(N, itemsize, 1 if stride_dyn == stride_yn == 1 else 0, (stride_dym, stride_ym, N))
     if edges and not same:
         vec, edges = 1, False
-    packable = dy.dtype is y.dtype is dx.dtype and itemsize == 2 and vec > 1
-    config = rows.softmax_bwd_config(M, N, itemsize, *facts, packable)
-    options = {"VEC": vec, "EDGES": edges, "BLOCK_N": config.block_n, "num_warps": config.num_warps}
-    strides = {"stride_dym": stride_dym, "stride_ym": stride_ym, "stride_dxm": N}
+    packable = dy_dtype is y_dtype is dx_dtype and itemsize == 2 and vec > 1
+    config = rows.softmax_bwd_config(M, N, itemsize, *facts_of(device), packable)
+    options = {
+        "stride_dym": stride_dym, "stride_ym": stride_ym, "stride_dxm": N, "VEC": vec, "EDGES": edges,
+        "BLOCK_N": config.block_n, "num_warps": config.num_warps, "num_stages": config.num_stages,
+    }  # fmt: skip
     if config.variant == "packed":
-        options |= {"BF16": y.dtype is torch.bfloat16, "ASM": not interpreting()}
-        launch(packed.softmax_bwd_packed_kernel, M, y, dy, y, dx, N, **strides, **options)
-        return
-    strides |= {"stride_dyn": stride_dyn, "stride_yn": stride_yn, "SAME": same}
+        options |= {"BF16": y_dtype is torch.bfloat16, "ASM": not interpreting()}
+        return packed.softmax_bwd_packed_kernel, M, (N,), options
+    options |= {"stride_dyn": stride_dyn, "stride_yn": stride_yn, "SAME": same}
     if config.variant == "chunked":
-        launch(rows.softmax_bwd_chunked_kernel, M, y, dy, y, dx, N, **strides, **options)
-    else:
-        grid = -(-M // config.block_m)
-        launch(rows.softmax_bwd_kernel, grid, y, dy, y, dx, M, N, **strides, **options, BLOCK_M=config.block_m)
+        return rows.softmax_bwd_chunked_kernel, M, (N,), options
+    return rows.softmax_bwd_kernel, -(-M // config.block_m), (M, N), {**options, "BLOCK_M": config.block_m}
 
 
 def _forward(run: Any, ctx: Any, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:

@@ -31,12 +31,12 @@ def layer_norm_fwd_config(M: int, N: int, itemsize: int, capability: tuple[int, 
 @triton.jit
 def layer_norm_fwd_kernel(
     x_ptr, w_ptr, b_ptr, y_ptr, mean_ptr, rstd_ptr, M, N, stride_xm, stride_xn, stride_ym, eps,
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, VEC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, STATS: tl.constexpr, VEC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """y = (x - mean) * rstd * w + b,   rstd = 1 / sqrt(var + eps)        [Ba et al. 2016]
 
     x (M, N) any float, any strides | w, b (N,) any float, stride 1 | y (M, N) any float, last stride 1
-    mean, rstd (M,) fp32
+    mean, rstd (M,) fp32, written with STATS
     Grid (cdiv(M, BLOCK_M),). A tile of BLOCK_M whole rows a program, N <= BLOCK_N. fp32 inside.
     N and the row strides are multiples of VEC.
     """
@@ -55,19 +55,20 @@ def layer_norm_fwd_kernel(
     if HAS_BIAS:
         y += tl.load(b_ptr + cols, mask=in_row, other=0.0).to(tl.float32)[None, :]
     tl.store(y_ptr + aligned(rows * stride_ym, VEC)[:, None] + cols[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
-    tl.store(mean_ptr + rows, mean, mask=rows < M)
-    tl.store(rstd_ptr + rows, rstd, mask=rows < M)
+    if STATS:
+        tl.store(mean_ptr + rows, mean, mask=rows < M)
+        tl.store(rstd_ptr + rows, rstd, mask=rows < M)
 
 
 @triton.jit
 def layer_norm_fwd_chunked_kernel(
     x_ptr, w_ptr, b_ptr, y_ptr, mean_ptr, rstd_ptr, N, stride_xm, stride_xn, stride_ym, eps,
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, VEC: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, STATS: tl.constexpr, VEC: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """layer_norm_fwd_kernel for rows of any length: statistics merged over chunks, then a second pass that writes.
 
     x (M, N) any float, any strides | w, b (N,) any float, stride 1 | y (M, N) any float, last stride 1
-    mean, rstd (M,) fp32
+    mean, rstd (M,) fp32, written with STATS
     Grid (M,). One row a program in chunks of BLOCK_N. fp32 inside. Second read of x from L2. VEC as layer_norm_fwd_kernel.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -98,5 +99,6 @@ def layer_norm_fwd_chunked_kernel(
         if HAS_BIAS:
             y += tl.load(b_ptr + cols, mask=in_row, other=0.0).to(tl.float32)
         tl.store(y_row + cols, y.to(y_ptr.dtype.element_ty), mask=in_row)
-    tl.store(mean_ptr + row, mean)
-    tl.store(rstd_ptr + row, rstd)
+    if STATS:
+        tl.store(mean_ptr + row, mean)
+        tl.store(rstd_ptr + row, rstd)

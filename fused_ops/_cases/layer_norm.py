@@ -155,10 +155,10 @@ def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
         facts = (M, N, dtype.itemsize, capability, sms)
         vec = rows.whole_vectors(N, dtype.itemsize, 1, (N,))
         config = layer_norm.layer_norm_fwd_config(*facts)
-        args = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y")} | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
+        args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y")} | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
         args |= {"N": N} if config.chunked else {"M": M, "N": N}
         args |= {"stride_xm": N, "stride_xn": 1, "stride_ym": N, "eps": "fp32"}
-        constexprs = {"HAS_WEIGHT": True, "HAS_BIAS": True, "VEC": vec, "BLOCK_N": config.block_n}
+        constexprs = {"HAS_WEIGHT": True, "HAS_BIAS": True, "STATS": True, "VEC": vec, "BLOCK_N": config.block_n}
         constexprs |= {} if config.chunked else {"BLOCK_M": config.block_m}
         kernel = layer_norm.layer_norm_fwd_chunked_kernel if config.chunked else layer_norm.layer_norm_fwd_kernel
         yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1)

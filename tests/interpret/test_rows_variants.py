@@ -6,7 +6,7 @@ import ctypes
 import faulthandler
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fused_ops import REGISTRY
+from fused_ops._launch import forget_plans
 from fused_ops.kernels import rows
 from fused_ops.kernels.config import RowConfig
 from fused_ops.testing import ContractMode, assert_within_contract
@@ -29,7 +30,7 @@ SOFTMAX_CONFIGS = {
 
 
 @pytest.fixture
-def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, RowConfig], list[str]]:
+def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str, RowConfig], list[str]]]:
     """force(module, chooser, config): the chooser answers config; returns the names of the kernels launched from then on."""
     import fused_ops.layer_norm
     import fused_ops.softmax
@@ -37,6 +38,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, RowConfig], li
     launched: list[str] = []
 
     def force(module: Any, chooser: str, config: RowConfig) -> list[str]:
+        forget_plans()
         monkeypatch.setattr(module, chooser, lambda *_: config)
         for op in (fused_ops.softmax, fused_ops.layer_norm):
             launch = op.launch
@@ -48,7 +50,8 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, RowConfig], li
             monkeypatch.setattr(op, "launch", spy)
         return launched
 
-    return force
+    yield force
+    forget_plans()
 
 
 def _layouts(dtype: torch.dtype) -> dict[str, Tensor]:

@@ -1,0 +1,255 @@
+"""Triton's own driver and launcher on a libcuda that only records. Run as a program; the process is the stub's alone.
+
+python -m tests.kernels.stub_driver build FOLDER      compile the stub
+python -m tests.kernels.stub_driver check             launch kernels both ways and print what differs, as JSON
+python -m tests.kernels.stub_driver time              print host times a call, as JSON
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+FIELDS = ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared", "stream", "function", "attributes", "params")
+BYTES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "fp32": 4, "fp64": 8}
+
+
+def build(folder: str) -> None:
+    """Compile the stub as FOLDER/libcuda.so.1, against the cuda.h that comes with Triton."""
+    import triton
+
+    include = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
+    command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-O1", "-w", f"-I{include}", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run([*command, str(Path(__file__).with_name("stub_cuda.c")), "-o", f"{folder}/libcuda.so.1"], check=True)
+
+
+class Stub:
+    """The recorded launches, and a device and a stream that are current a thread."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL("libcuda.so.1")
+        self.library.stub_launches.restype = ctypes.c_long
+        self.current = threading.local()
+        self._install()
+
+    def device(self) -> int:
+        return getattr(self.current, "device", 0)
+
+    def stream(self, _: int = 0) -> int:
+        return getattr(self.current, "stream", 0)
+
+    def _install(self) -> None:
+        """Make Triton and fused_ops see the stub: CPU tensors pass for tensors of the current device."""
+        import torch
+        from triton.backends.nvidia.driver import CudaDriver
+        from triton.runtime import driver
+
+        from fused_ops import _launch
+
+        active = CudaDriver()
+        active.get_current_device, active.get_current_stream = self.device, self.stream
+        active.get_device_capability = lambda *_: (9, 0)
+        driver.set_active(active)
+        _launch._current_device, _launch._current_stream = self.device, self.stream
+        _launch._cuda_facts = lambda _: ((9, 0), 132)  # type: ignore[assignment]
+        torch.Tensor.get_device = lambda _: self.device()  # type: ignore[method-assign, assignment]
+
+    def launches(self) -> int:
+        return int(self.library.stub_launches())
+
+    def expect(self, signature: dict[str, str]) -> None:
+        """Say what the parameters of the kernels to come are: their Triton types, constexprs aside."""
+        sizes = [8 if t.startswith("*") else BYTES[t] for t in signature.values() if t != "constexpr"] + [8, 8]
+        self.library.stub_expect(len(sizes), (ctypes.c_int * len(sizes))(*sizes))
+
+    def last(self) -> dict[str, Any]:
+        """What the last launch was."""
+        out = (ctypes.c_ulonglong * 75)()
+        self.library.stub_last(out)
+        launch: dict[str, Any] = dict(zip(FIELDS, out))
+        launch["values"] = list(out[11 : 11 + launch["params"]])
+        return launch
+
+
+class Compare:
+    """Stands for fused_ops._compiled.run: every launch is done by kernel[grid], by the first call and by the direct path."""
+
+    def __init__(self, stub: Stub) -> None:
+        from fused_ops import _compiled
+
+        self.stub, self.compiled, self.original = stub, _compiled, _compiled.run
+        self.through, self.seen, self.wrong = 0, 0, []
+        through = _compiled._through_triton
+
+        def counted(*args: Any) -> Any:
+            self.through += 1
+            return through(*args)
+
+        self.triton = through
+        _compiled._through_triton = counted
+        _compiled.run = self
+
+    def __call__(self, kernel: Any, grid: int, device: int, stream: int, args: Any, kwargs: Any) -> None:
+        self.stub.library.stub_expect(0, None)
+        compiled = self.triton(kernel, grid, args, kwargs)
+        self.stub.expect(compiled.src.signature)
+        self.triton(kernel, grid, args, kwargs)
+        want = self.stub.last()
+        self.original(kernel, grid, device, stream, args, kwargs)
+        first = self.stub.last()
+        through, launches = self.through, self.stub.launches()
+        self.original(kernel, grid, device, stream, args, kwargs)
+        direct = self.stub.last()
+        self.seen += 1
+        if self.through != through:
+            self.wrong.append([kernel.__name__, "the second call went through Triton"])
+        if self.stub.launches() != launches + 1:
+            self.wrong.append([kernel.__name__, "not one launch"])
+        if not want == first == direct or direct["stream"] != self.stub.stream():
+            self.wrong.append([kernel.__name__, want, first, direct])
+
+
+def _operations() -> None:
+    """Calls of every launcher whose arguments specialise differently, each on tensors that another call had nearly."""
+    import torch
+
+    from fused_ops.layer_norm import layer_norm_bwd_launch, layer_norm_launch
+    from fused_ops.softmax import softmax_bwd_launch, softmax_launch
+
+    for dtype in (torch.float32, torch.bfloat16):
+        flat = torch.randn(40000).to(dtype)
+        for offset in (0, 1):  # the same shapes at an address that is a multiple of 16 and at one that is not
+            for M, N in ((16, 64), (1, 64), (3, 1)):
+                x = flat[offset : offset + M * N].view(M, N)
+                y = softmax_launch(x, 1, None)
+                softmax_bwd_launch(x, y, 1, dtype)
+                w = flat[offset : offset + N]
+                for weight, bias in ((w, w.float()), (None, None)):
+                    _, mean, rstd = layer_norm_launch(x, weight, bias, 1e-5)
+                    layer_norm_bwd_launch(x, x, weight, mean, rstd, True, weight is not None, bias is not None, None)
+        x = flat[: 16 * 64].view(16, 64)
+        softmax_launch(x[:, ::2], 1, None)
+        softmax_launch(x.t(), 1, None)
+        softmax_launch(x.view(4, 4, 64), 1, None)
+        layer_norm_launch(x[::2], None, None, 0.0)
+
+
+def check() -> dict[str, Any]:
+    """What the direct path does otherwise than kernel[grid]: an empty list everywhere, and how much was compared."""
+    import torch
+    import triton
+
+    from fused_ops import _compiled
+    from fused_ops._launch import launch
+    from fused_ops.kernels.reduce import column_sum_kernel
+
+    stub = Stub()
+    compare = Compare(stub)
+    _operations()
+    result: dict[str, Any] = {"triton": triton.__version__, "wrong": compare.wrong, "compared": compare.seen}
+
+    part, out = torch.ones(4, 64), torch.empty(64)
+
+    def call(part: Any = part, P: int = 4, N: int = 64, stride: int = 64) -> dict[str, Any]:
+        launch(column_sum_kernel, 2, part, part, out, out, P, N, stride_pp=stride, BLOCK_P=64, BLOCK_N=32)
+        return stub.last()
+
+    zero = call()
+    call(P=1), call(stride=2**31), call(P=2**31 - 1), call(stride=2**31 + 16)  # a constant, and 64 bits
+    stub.current.device, stub.current.stream = 1, 77
+    one = call()
+    result["device"] = [zero["function"] != one["function"], one["stream"] == 77]
+    stub.current.device, stub.current.stream = 0, 0
+
+    launches: list[int] = []
+
+    def in_thread(number: int) -> None:
+        stub.current.stream = number
+        for _ in range(200):
+            compare.original(column_sum_kernel, 2, 0, number, (part, out, out, 4, 64), KEYWORDS)
+        launches.append(number)
+
+    before = stub.launches()
+    threads = [threading.Thread(target=in_thread, args=(n,)) for n in range(4)]
+    [t.start() for t in threads], [t.join() for t in threads]
+    result["threads"] = [sorted(launches), stub.launches() - before]
+
+    _compiled.run = compare.original
+    hooked: list[int] = []
+
+    def hook(_: Any) -> None:
+        hooked.append(1)
+
+    call()
+    triton.knobs.runtime.launch_enter_hook.add(hook)
+    call()
+    triton.knobs.runtime.launch_enter_hook.remove(hook)
+    call()
+    result["hooked"] = len(hooked)
+
+    def unknown(*_: Any) -> None:
+        raise TypeError("function takes other arguments")
+
+    before = stub.launches()
+    _compiled._kernels = {key: (kept[0], unknown) for key, kept in _compiled._kernels.items()}
+    fallen = call()
+    result["fallback"] = [stub.launches() - before, fallen == zero]
+
+    _compiled.LIMIT = 4
+    for P in range(5, 15):
+        call(P=P)
+    result["kept"] = len(_compiled._kernels)
+    return result
+
+
+KEYWORDS = {"stride_pp": 64, "BLOCK_P": 64, "BLOCK_N": 32}
+
+
+def measure() -> dict[str, float]:
+    """Host microseconds a call, the best of many repeats: layer norm of 4 x 64 floats by each way."""
+    import torch
+    import torch.nn.functional as F
+
+    from fused_ops import _compiled, fused_layernorm, layer_norm
+
+    Stub()
+    x, w, b = torch.randn(4, 64), torch.randn(64), torch.randn(64)
+    layer_norm._INFER["cpu"] = layer_norm._INFER["cuda"]
+    direct = _compiled.run
+
+    def through_triton(kernel: Any, grid: int, device: int, stream: int, args: Any, kwargs: Any) -> None:
+        _compiled._through_triton(kernel, grid, args, kwargs)
+
+    def best(function: Any, calls: int = 1000, repeats: int = 15) -> float:
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            times.append((time.perf_counter() - start) / calls * 1e6)
+        return round(min(times), 2)
+
+    with torch.no_grad():
+        times = {"aten_cpu": best(lambda: F.layer_norm(x, (64,), w, b))}
+        for name, run in (("direct", direct), ("kernel[grid]", through_triton)):
+            _compiled.run = run
+            times[f"{name} launcher"] = best(lambda: layer_norm.layer_norm_launch(x, w, b, 1e-5))
+            times[f"{name} public"] = best(lambda: fused_layernorm(x, (64,), w, b))
+        _compiled.run = lambda *_: None
+        times["without a launch"] = best(lambda: fused_layernorm(x, (64,), w, b))
+        times["aten_cpu again"] = best(lambda: F.layer_norm(x, (64,), w, b))
+    return times
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "build":
+        build(sys.argv[2])
+    else:
+        print(json.dumps({"check": check, "time": measure}[sys.argv[1]]()))
