@@ -31,9 +31,14 @@ def plain_aten(op: str = "") -> bool:
     )
 
 
+def autocasting(input: Tensor) -> bool:
+    """Whether autocast is on for input's device; torch knows no autocast for the meta device and raises when asked."""
+    return not input.is_meta and torch.is_autocast_enabled(input.device.type)
+
+
 def autocasts_to_fp32(input: Tensor) -> bool:
     """Whether autocast is on for input's device and casts norms and softmax to fp32, which torch's CPU autocast does not."""
-    return not input.is_cpu and torch.is_autocast_enabled(input.device.type)
+    return not input.is_cpu and autocasting(input)
 
 
 def hidden_grad(grad: Tensor | None) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
 from ._activations import activate, activation_derivative, check_activation
-from ._autograd import hidden_grad, plain_aten
+from ._autograd import autocasting, hidden_grad, plain_aten
 from ._checks import refuse, require_device, require_float, require_shape, require_tensor
 from ._launch import KERNEL_DTYPES, rows_of
 from ._matmul import product
@@ -189,7 +189,7 @@ def _fused_gated_linear(
         overridable = tuple(t for t in tensors if t is not None)
         return handle_torch_function(fused_gated_linear, overridable, x, w_gate, w_up, activation, b_gate, b_up)
     name = "none" if activation is None else activation
-    autocast = isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
+    autocast = isinstance(x, Tensor) and autocasting(x)
     _check(x, w_gate, w_up, name, b_gate, b_up, autocast)
     if plain_aten("gated_linear"):
         return gated_linear_plain(x, w_gate, w_up, name, b_gate, b_up)

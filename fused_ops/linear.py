@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
 from ._activations import ACTIVATIONS, SAVES_OUTPUT, activate, activation_derivative, check_activation
-from ._autograd import FLOATS, hidden_grad, plain_aten
+from ._autograd import FLOATS, autocasting, hidden_grad, plain_aten
 from ._backend import NO_FP64, note_fallback
 from ._checks import refuse, require_device, require_float, require_tensor
 from ._direct import implementations, short_applies, undisturbed
@@ -203,7 +203,7 @@ def _fused_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation
         overridable = tuple(t for t in (input, weight, bias) if t is not None)
         return handle_torch_function(fused_linear, overridable, input, weight, bias, activation)
     name = "none" if activation is None else activation
-    autocast = isinstance(input, Tensor) and torch.is_autocast_enabled(input.device.type)
+    autocast = isinstance(input, Tensor) and autocasting(input)
     _check(input, weight, bias, name, autocast)
     if plain_aten("linear"):
         return linear_plain(input, weight, bias, name)

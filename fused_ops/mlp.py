@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
 from ._activations import SAVES_OUTPUT, activate, activation_derivative, check_activation
-from ._autograd import hidden_grad, plain_aten
+from ._autograd import autocasting, hidden_grad, plain_aten
 from ._checks import refuse, require_device, require_float, require_shape, require_tensor
 from ._launch import KERNEL_DTYPES, column_sum, rows_of
 from ._matmul import act_bwd, matmul_dact, product
@@ -220,7 +220,7 @@ def _fused_mlp(
         given = tuple(t for t in tensors if t is not None)
         return handle_torch_function(fused_mlp, given, *tensors, activation, recompute=recompute)
     name = "none" if activation is None else activation
-    autocast = isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
+    autocast = isinstance(x, Tensor) and autocasting(x)
     _check(x, w1, b1, w2, b2, name, autocast)
     if plain_aten("mlp"):
         return mlp_plain(x, w1, b1, w2, b2, name)

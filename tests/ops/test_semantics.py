@@ -32,6 +32,19 @@ def test_softmax_of_a_scalar() -> None:
         fused_softmax(torch.tensor(3.0), 1)
 
 
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_meta_tensors(name: str) -> None:
+    """Shapes without data, as accelerate and FLOP counters use them; torch has no autocast for the meta device."""
+    spec = REGISTRY[name]
+    sample = next(s for s in spec.samples("cpu", torch.float32) if s.args[0].numel())
+    args = [a.to("meta").requires_grad_() if isinstance(a, torch.Tensor) else a for a in sample.args]
+    out = spec.public(*args, **sample.kwargs)
+    assert out.is_meta
+    assert out.shape == spec.torch_fn(*sample.args, **sample.kwargs).shape
+    out.sum().backward()
+    assert all(a.grad is not None and a.grad.shape == a.shape for a in args if isinstance(a, torch.Tensor))
+
+
 def test_layernorm_takes_an_int() -> None:
     x = torch.randn(3, 4)
     torch.testing.assert_close(fused_layernorm(x, 4), F.layer_norm(x, (4,)))  # type: ignore[arg-type]
