@@ -21,9 +21,10 @@ from ._spec import Backward, OpSpec, define
 
 @functools.cache
 def _kernels() -> Any:
+    from ._tune import measured
     from .kernels import layer_norm, layer_norm_bwd, rows
 
-    return layer_norm, layer_norm_bwd, rows.whole_vectors
+    return layer_norm, layer_norm_bwd, rows.whole_vectors, measured
 
 
 def _stats_dtype(x: Tensor) -> torch.dtype:
@@ -80,8 +81,9 @@ def _fwd_plan(
     M: int, N: int, stride_xm: int, stride_xn: int, itemsize: int, device: int, weight: bool, bias: bool, stats: bool
 ) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:
     """(kernel, grid, sizes, options) of the forward."""
-    fwd, _, row_vectors = _kernels()
-    config = fwd.layer_norm_fwd_config(M, N, itemsize, *facts_of(device))
+    fwd, _, row_vectors, measured = _kernels()
+    config = measured("layer_norm_fwd", M, N, itemsize, device)
+    config = config or fwd.layer_norm_fwd_config(M, N, itemsize, *facts_of(device))
     options = {
         "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_ym": N, "HAS_WEIGHT": weight, "HAS_BIAS": bias, "STATS": stats,
         "VEC": row_vectors(N, itemsize, stride_xn, (stride_xm, N)), "BLOCK_N": config.block_n,
@@ -146,7 +148,7 @@ def layer_norm_bwd_launch(
     """layer_norm_bwd_reference by Triton kernels; the same bits on every run."""
     if x.dtype not in KERNEL_DTYPES or x.numel() == 0:
         return layer_norm_bwd_reference(dy, x, weight, mean, rstd, need_dx, need_dw, need_db, bias_dtype)
-    _, bwd, row_vectors = _kernels()
+    _, bwd, row_vectors, measured = _kernels()
     N = x.shape[-1]
     dy2, x2 = rows_of(dy), rows_of(x)
     M = x2.shape[0]
@@ -154,7 +156,8 @@ def layer_norm_bwd_launch(
     capability, sms = device_facts(x)
     column_stride = 1 if dy2.stride(1) == x2.stride(1) == 1 else 0
     vec = row_vectors(N, x.element_size(), column_stride, (dy2.stride(0), x2.stride(0), N))
-    config = bwd.layer_norm_bwd_config(M, N, x.element_size(), capability, sms)
+    config = measured("layer_norm_bwd", M, N, x.element_size(), x.get_device())
+    config = config or bwd.layer_norm_bwd_config(M, N, x.element_size(), capability, sms)
     programs = bwd.layer_norm_bwd_programs(M, config, sms)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_dx else x.new_empty((0,))
     parts = torch.empty((int(need_dw) + int(need_db), programs, N), dtype=torch.float32, device=x.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated, Any, Optional
 
 import typer
@@ -15,6 +16,7 @@ from rich.table import Table
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the app."""
     app.command()(audit)
+    app.command()(tune)
 
 
 def _progress() -> Progress:
@@ -63,6 +65,35 @@ def audit(
     summary = f"{len(rows)} kernels compiled for {len(architectures)} architectures by Triton {rows[0].triton}"
     typer.echo(f"{summary}: {len(wrong)} findings" if wrong else f"{summary}: no findings", err=True)
     raise typer.Exit(1 if wrong else 0)
+
+
+def tune(
+    kernel: Annotated[str, typer.Option(help="Only kernels whose name contains this, as softmax_fwd.")] = "",
+    again: Annotated[bool, typer.Option(help="Measure what was measured before, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table of configurations as JSON.")] = False,
+) -> None:
+    """Measure the row kernels' configurations on this machine's GPU and keep the fastest for this user.
+
+    A run that is stopped goes on where it was. Without a GPU: exits with 2.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        typer.echo("fused-ops tune: it measures on a GPU, and torch sees none here", err=True)
+        raise typer.Exit(2)
+    from fused_ops import _tune, _tune_measure
+
+    keys = [key for key in _tune_measure.all_keys() if kernel in key.kernel]
+    if not keys:
+        raise typer.BadParameter(f"no tuned kernel's name contains {kernel!r}", param_hint="--kernel")
+    owner = _tune.machine(torch.cuda.current_device())
+    with _progress() as progress:
+        task = progress.add_task("measuring", total=len(keys))
+        entries = _tune.tune(keys, owner, _tune_measure.measure, again, lambda: progress.advance(task))
+    rows = [{**asdict(key), **asdict(config), "microseconds": time} for key, (config, time) in entries.items()]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    typer.echo(f"{len(rows)} configurations for {owner.gpu} in {_tune.user_folder() / owner.file_name}", err=True)
 
 
 def _print_audit(rows: list[Any]) -> None:

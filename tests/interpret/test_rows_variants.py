@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import importlib
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import REGISTRY
+from fused_ops import REGISTRY, _tune, _tune_measure
 from fused_ops._launch import forget_plans
 from fused_ops.kernels import rows
 from fused_ops.kernels.config import RowConfig
@@ -248,3 +249,31 @@ def test_the_guard_page_catches_a_read_past_the_end() -> None:
     x, _kept = _at_the_end_of_a_page(torch.zeros(10))
     assert _in_a_child(lambda: ctypes.string_at(x.data_ptr(), 41)) != 0
     assert _in_a_child(lambda: ctypes.string_at(x.data_ptr(), 40)) == 0
+
+
+@pytest.mark.parametrize("kernel", _tune.KERNELS)
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_tuning_measures_what_it_forces_and_refuses_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, itemsize: int
+) -> None:
+    key = _tune.Key(kernel, 4, 2056, itemsize)
+    config = RowConfig(1, 4096, 8)
+    other = RowConfig(1, 1024, 8, "chunked")
+    launched: list[dict[str, Any]] = []
+    module = importlib.import_module(f"fused_ops.{kernel[:-4]}")
+    launch = module.launch
+
+    def spy(*args: Any, **kwargs: Any) -> None:
+        launched.append(kwargs)
+        launch(*args, **kwargs)
+
+    monkeypatch.setattr(module, "launch", spy)
+    for wanted in (config, other):
+        launched.clear()
+        assert _tune_measure.measure(key, wanted, "cpu", lambda call: (call(), 0.002)[1]) == 2.0
+        assert {(k["BLOCK_N"], k["num_warps"]) for k in launched if "VEC" in k} == {(wanted.block_n, 8)}
+    monkeypatch.setattr(module, "launch", lambda *_, **__: None)  # outputs stay as they were
+    with pytest.raises(AssertionError, match=kernel):
+        _tune_measure.measure(key, config, "cpu", lambda call: 0.0)
+    assert not _tune._forced
