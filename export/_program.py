@@ -14,6 +14,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
+from torch.utils._pytree import tree_map
 
 from .._spec import decompositions
 from ._files import ExportError
@@ -73,7 +74,7 @@ def exported_program(op: str, model: nn.Module | ExportedProgram, args: Args, dy
     try:
         with quiet(), torch.no_grad():
             if not isinstance(model, ExportedProgram):
-                positional, keywords = split_args(model, args)
+                positional, keywords = tree_map(_detached, split_args(model, args))
                 shapes = _as_hints(_complete(op, keywords, dynamic_shapes))
                 with evaluating(model), _explicit(model, keywords):
                     model = torch.export.export(model, positional, keywords, dynamic_shapes=shapes)
@@ -82,6 +83,11 @@ def exported_program(op: str, model: nn.Module | ExportedProgram, args: Args, dy
         raise
     except Exception as error:
         raise ExportError(f"{op}: torch.export cannot trace the model: {error}") from error
+
+
+def _detached(leaf: Any) -> Any:
+    """An example without its .grad, whose shapes torch.export would have to trace and cannot."""
+    return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _complete(op: str, keywords: dict[str, Any], spec: Any) -> Any:

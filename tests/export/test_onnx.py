@@ -500,3 +500,13 @@ print(json.dumps(out[1][:, :4].tolist()))
     export_submodule(model, "encoder.layer.0", {"input_ids": ids}, layer, dynamic_shapes=shapes)
     assert [v.name for v in onnx.load(layer).graph.input] == ["hidden_states"]
     assert verify(layer, model.encoder.layer[0], [torch.randn(3, 9, 384)]).ok
+
+
+def test_an_example_that_was_trained_on(path: Path) -> None:
+    """torch.export traces an example's .grad too, and fails on its dynamic shapes."""
+    model = models.make("mlp", True)
+    example = models.example().requires_grad_()
+    model(example).sum().backward()
+    assert example.grad is not None
+    export_onnx(model, (example,), path, dynamic_shapes=models.DYNAMIC)
+    assert verify(path, model, SHAPES, max_relative_error=2e-6).ok
