@@ -21,6 +21,7 @@ _PLAIN = frozenset((Tensor, Parameter))
 
 _is_compiling = torch.compiler.is_dynamo_compiling  # other compilers bring fake tensors or a dispatch mode
 _modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
 _transforms = torch._C._are_functorch_transforms_active
 _included = torch._C._dispatch_tls_is_dispatch_key_included
 _profiling = torch._C._autograd._profiler_enabled
@@ -34,9 +35,17 @@ def undisturbed(first: Tensor, *others: Tensor | None) -> str | None:
 
     The interpreter's calls, and tensors with the negative bit set (which the dispatcher resolves), are other calls.
     """
-    if _is_compiling() or _modes() or _profiling() or _transforms() or _any_autocast() or _tracing() is not None:
+    if (
+        _is_compiling()
+        or _modes()
+        or _function_modes()
+        or _profiling()
+        or _transforms()
+        or _any_autocast()
+        or forward_ad._current_level >= 0
+    ):
         return None
-    if forward_ad._current_level >= 0 or (type(first) is not Tensor and type(first) is not Parameter):
+    if _tracing() is not None or (type(first) is not Tensor and type(first) is not Parameter):
         return None
     if first.is_cpu:
         for tensor in others:

@@ -115,3 +115,20 @@ def test_opcheck(name: str) -> None:
     assert len(recorded) == 8
     for func, args in recorded:
         torch.library.opcheck(func, args)
+
+
+def test_function_modes_see_the_public_function() -> None:
+    """A TorchFunctionMode has its say, as with torch's own functions: the short way past the dispatcher is not for it."""
+    from torch.overrides import TorchFunctionMode
+
+    seen: list[Any] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    x, w = torch.randn(3, 4), torch.randn(5, 4)
+    with Watch():
+        fused_softmax(fused_layernorm(fused_linear(x, w), [5]))
+    assert seen == [fused_linear, fused_layernorm, fused_softmax]
