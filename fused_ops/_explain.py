@@ -1,16 +1,9 @@
-"""explain(op, *args): what one call runs, and how fast it can be. facts(): what `fused-ops doctor` prints."""
+"""explain(op, *args): what one call runs, and how fast it can be."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +11,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ._backend import BACKEND, INTERPRET, NVTX, chosen
-from ._compile import COMPILE_WITH_ATEN, INLINE
+from ._backend import chosen
+from ._compile import COMPILE_WITH_ATEN
 from ._launch import KERNEL_DTYPES, recorded
-from ._spec import REGISTRY, OpSpec
+from ._spec import FORWARD_ONLY, REGISTRY, OpSpec
 
 # Dense FLOP a clock an SM for (16-bit with fp32 accumulation, TF32, fp32), from NVIDIA's architecture white papers.
 _RATES = {
@@ -81,6 +74,10 @@ class Explanation:
         return "\n".join(lines)
 
 
+def _specs() -> list[OpSpec]:
+    return [*REGISTRY.values(), *FORWARD_ONLY.values()]
+
+
 class _Capture(TorchDispatchMode):
     """Notes the first raw operator of a call, its arguments and its launches, and makes none of them."""
 
@@ -89,7 +86,7 @@ class _Capture(TorchDispatchMode):
         self.seen: list[tuple[OpSpec, tuple[Any, ...], Any, list[Any]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        spec = next((s for s in REGISTRY.values() if func is s.fwd), None)
+        spec = next((s for s in _specs() if func is s.fwd), None)
         if spec is None:
             return func(*args, **(kwargs or {}))
         if chosen(args[0].device.type)[0] in ("triton", "interpreter"):
@@ -129,9 +126,9 @@ def explain(op: Callable[..., Tensor] | str, *args: Any, **kwargs: Any) -> Expla
     Raises:
         ValueError: op is no fused op. What the call itself raises on bad arguments, it raises here.
     """
-    found = next((s for s in REGISTRY.values() if op in (s.public, s.name, s.public.__name__)), None)
+    found = next((s for s in _specs() if op in (s.public, s.name, s.public.__name__)), None)
     if found is None:
-        allowed = ", ".join(s.public.__name__ for s in REGISTRY.values())
+        allowed = ", ".join(s.public.__name__ for s in _specs())
         raise ValueError(f"explain: op: got {op!r}, allowed: {allowed}, or a name in REGISTRY")
     with _Capture() as capture:
         found.public(*args, **kwargs)
@@ -188,107 +185,3 @@ def limit_of(x: Tensor) -> Limit | None:
     half, tf32, fp32 = _RATES.get((major, minor)) or _RATES.get((major, 0)) or _RATES[(8, 0)]
     rate = half if x.element_size() <= 2 else tf32 if torch.backends.cuda.matmul.allow_tf32 else fp32
     return Limit(properties.name, bandwidth, rate * properties.multi_processor_count * properties.clock_rate * 1e3)
-
-
-def facts() -> dict[str, Any]:
-    """Everything about this installation that decides what runs; plain data, nothing is launched or downloaded."""
-    packages = ("fused-ops", "torch", "triton", "onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13",
-                "transformers", "tritonclient", "nvidia-modelopt")  # fmt: skip
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backend, reason = chosen(device)
-    ops = [
-        {
-            "op": spec.public.__name__, "device": device, "backend": backend, "reason": reason,
-            "when_compiling": "aten" if COMPILE_WITH_ATEN.get(name) else "inlined" if INLINE else "opaque operator",
-        }
-        for name, spec in REGISTRY.items()
-    ]  # fmt: skip
-    return {
-        "python": sys.version.split()[0],
-        "packages": {name: _version(name) for name in packages},
-        "gpu": _gpu(),
-        "settings": {
-            "FUSED_OPS_BACKEND": BACKEND, "TRITON_INTERPRET": INTERPRET, "FUSED_OPS_NVTX": NVTX, "FUSED_OPS_INLINE": INLINE,
-            "FUSED_OPS_COMPILE_WITH_ATEN": sorted(name for name, on in COMPILE_WITH_ATEN.items() if on),
-        },
-        "ops": ops,
-        "exports": _exports(),
-        "caches": _caches(),
-    }  # fmt: skip
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _gpu() -> dict[str, Any]:
-    cuda = torch.version.cuda
-    if cuda is None:
-        return {"available": False, "why": "this PyTorch was built without CUDA", "cuda": None}
-    if not torch.cuda.is_available():
-        return {"available": False, "why": "PyTorch finds no CUDA device or no driver", "cuda": cuda}
-    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    text = Path("/proc/driver/nvidia/version")  # "NVRM version: NVIDIA UNIX ... Module  580.65.06  ..."
-    found = re.search(r"\d+\.\d+(\.\d+)?", text.read_text()) if text.is_file() else None
-    return {
-        "available": True, "cuda": cuda, "driver": found[0] if found else None,
-        "devices": [
-            {
-                "name": p.name, "capability": f"{p.major}.{p.minor}", "sms": p.multi_processor_count,
-                "memory_bytes": p.total_memory, "supported": (p.major, p.minor) >= (8, 0),
-            }
-            for p in devices
-        ],
-    }  # fmt: skip
-
-
-def _exports() -> list[dict[str, Any]]:
-    """Each export target, the modules it needs, and what to install when one is missing."""
-    targets = (
-        ("onnx", ("onnx", "onnxscript", "onnxruntime"), "pip install 'fused-ops[onnx]'"),
-        ("tensorrt", ("onnx", "tensorrt"), "pip install 'fused-ops[tensorrt]'"),
-        ("tensorrt-rtx", ("onnx", "tensorrt_rtx"), "pip install 'fused-ops[tensorrt-rtx]'"),
-        ("torchscript", (), ""),
-        ("aoti", (), ""),
-        ("quantize", ("onnx", "onnxruntime"), "pip install 'fused-ops[quantize]'"),
-        ("repository", ("tritonclient",), "pip install 'fused-ops[serving]'"),
-    )
-    rows = []
-    for target, modules, install in targets:
-        missing = [m for m in modules if find_spec(m) is None]
-        if target == "aoti" and not _compiler():
-            missing, install = ["a C++ compiler"], "install g++ or clang++, or set CXX"
-        rows.append({"target": target, "available": not missing, "missing": missing, "install": install if missing else ""})
-    return rows
-
-
-def _compiler() -> bool:
-    from shutil import which
-
-    return any(which(name) for name in (os.environ.get("CXX", "c++").split()[0], "g++", "clang++"))
-
-
-def _caches() -> list[dict[str, Any]]:
-    home = Path.home()
-    inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if inductor is None:
-        import getpass
-        import tempfile
-
-        inductor = str(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}")
-    triton = os.environ.get("TRITON_CACHE_DIR", str(home / ".triton" / "cache"))
-    return [
-        {"cache": name, "path": path, "exists": Path(path).is_dir(), "bytes": _size(Path(path))}
-        for name, path in (("triton", triton), ("inductor", inductor))
-    ]
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # a file that went away
-            total += path.stat().st_size if path.is_file() else 0
-    return total

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ._spec import REGISTRY
+from ._spec import FORWARD_ONLY, REGISTRY
 
 # One letter a tensor, "-" for anything else; a number says which argument tells whether the output is computed at all.
 #   x (..., K) the rows that come in, and dx     y (..., N) what a matmul makes of them, its gradient, what it saves
@@ -49,6 +49,8 @@ def register() -> None:
     for spec in tuple(REGISTRY.values()):
         for name, overload in ((f"{spec.name}_fwd", spec.fwd), (f"{spec.name}_bwd", spec.bwd)):
             _register(name, overload)
+    for spec in tuple(FORWARD_ONLY.values()):
+        _register(f"{spec.name}_fwd", spec.fwd)
 
 
 def _register(name: str, overload: Any) -> None:

@@ -85,7 +85,7 @@ def _nothing(*_: Any, **__: Any) -> int:
 
 FORMULAS: dict[str, Callable[..., int]] = {
     "linear_fwd": _linear_fwd, "linear_bwd": _linear_bwd, "gated_linear_fwd": _gated_fwd, "gated_linear_bwd": _gated_bwd,
-    "mlp_fwd": _mlp_fwd, "mlp_bwd": _mlp_bwd,
+    "linear_fp8_fwd": _linear_fwd, "mlp_fwd": _mlp_fwd, "mlp_bwd": _mlp_bwd,
 }  # fmt: skip
 
 
@@ -100,9 +100,10 @@ def register_flop_formulas() -> dict[Any, Callable[..., int]]:
     """Teach torch.utils.flop_counter our operators, once; what it learnt."""
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-    from ._spec import REGISTRY
+    from ._spec import FORWARD_ONLY, REGISTRY
 
     packets = [overload.overloadpacket for spec in REGISTRY.values() for overload in (spec.fwd, spec.bwd)]
+    packets += [spec.fwd.overloadpacket for spec in FORWARD_ONLY.values()]
     for packet in packets:
         register_flop_formula(packet)(FORMULAS.get(packet.__name__, _nothing))
     return {packet: flop_registry[packet] for packet in packets}

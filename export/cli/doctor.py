@@ -24,7 +24,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
 
     Example: fused-ops doctor --json | jq .ops
     """
-    from fused_ops._explain import facts
+    from fused_ops._facts import facts
 
     found = facts()
     problems = _problems(found)
@@ -80,8 +80,8 @@ def _print(found: dict[str, Any], problems: list[str]) -> None:
         for e in found["exports"]
     ]
     table("Export targets", ("target", "available", "missing", "to get it"), exports)
-    caches = [(c["cache"], c["path"], f"{c['bytes'] / 2**20:.1f} MiB" if c["exists"] else "empty") for c in found["caches"]]
-    table("Caches", ("cache", "folder", "size"), caches)
+    caches = [(c["cache"], c["path"], "in use" if c["exists"] else "empty") for c in found["caches"]]
+    table("Caches", ("cache", "folder", "state"), caches)
     for problem in problems:
         console.print(f"[red]problem:[/red] {escape(problem)}")
     console.print("no problems" if not problems else f"{len(problems)} problems")

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from fused_ops import REGISTRY
 from fused_ops.distributed import ROLES
@@ -19,33 +18,25 @@ CHECKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The folder of outcomes of each group of processes, each group started once."""
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_agree_with_one(world: int, tmp_path: Path) -> None:
+    """One group of processes runs all its checks; each must have passed on each process."""
     from torch.multiprocessing import spawn
 
     from tests.torch import distributed_worker
 
-    folders = {}
-    for world, names in CHECKS.items():
-        assert tuple(check.__name__ for check in distributed_worker.CHECKS[world]) == names
-        folders[world] = tmp_path_factory.mktemp(f"world{world}")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        try:
-            spawn(distributed_worker.run, (world, port, str(folders[world])), nprocs=world)
-        except torch.multiprocessing.ProcessExitedException as error:
-            (folders[world] / "crash").write_text(str(error))
-    return folders
-
-
-@pytest.mark.parametrize(("world", "check"), [(world, check) for world, checks in CHECKS.items() for check in checks])
-def test_processes_agree_with_one(outcomes: dict[int, Path], world: int, check: str) -> None:
-    for rank in range(world):
-        outcome = outcomes[world] / f"{check}.{rank}"
-        assert outcome.exists(), "the process ended before this check"
-        assert outcome.read_text() == "", f"process {rank}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert tuple(check.__name__ for check in distributed_worker.CHECKS[world]) == CHECKS[world]
+    spawn(distributed_worker.run, (world, port, str(tmp_path)), nprocs=world)
+    outcomes = {
+        f"{check}, process {rank}": (tmp_path / f"{check}.{rank}").read_text()
+        for check in CHECKS[world]
+        for rank in range(world)
+    }
+    failed = {name: outcome for name, outcome in outcomes.items() if outcome}
+    assert not failed, "\n".join(f"{name}:\n{outcome}" for name, outcome in failed.items())
 
 
 def test_every_role_names_an_argument() -> None:

@@ -56,10 +56,10 @@ def test_what_cannot_run_is_a_problem() -> None:
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fused_ops import _explain
+    from fused_ops import _facts
 
-    monkeypatch.setattr(_explain, "find_spec", lambda name: None if name in ("onnx", "tensorrt") else object())
-    rows = {row["target"]: row for row in _explain._exports()}
+    monkeypatch.setattr(_facts, "find_spec", lambda name: None if name in ("onnx", "tensorrt") else object())
+    rows = {row["target"]: row for row in _facts._exports()}
     assert rows["tensorrt"]["missing"] == ["onnx", "tensorrt"]
     assert rows["tensorrt"]["install"] == "pip install 'fused-ops[tensorrt]'"
     assert rows["torchscript"]["available"]
