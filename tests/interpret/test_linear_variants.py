@@ -157,15 +157,13 @@ def test_fp8_variants(ran: list[str], name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tma", "split_k", "pointer"])
 def test_long_sums_are_fp32(name: str) -> None:
-    """4096 ones, and a large term that the small ones must survive: fp16 would stop at 2048, bf16 at 256."""
-    config = dataclasses.replace(CONFIGS[name], block_k=512)
+    """2^15 and 4095 terms that add 256 to it: each tile of 128 adds 8, a quarter of the spacing of fp16 there."""
+    config = dataclasses.replace(CONFIGS[name], block_k=128)
     for dtype in DTYPES:
-        ones = torch.ones(8, 4096, dtype=dtype)
+        x = torch.full((8, 4096), 2.0**-4, dtype=dtype)
+        x[:, 0], x[:, 1] = 2.0**15, 2.0**-3
         with forced_config(config):
-            assert (fused_linear(ones, ones) == 4096.0).all()
-            large = ones.clone()
-            large[:, 0], large[:, 1] = 2.0**15, 2.0
-            assert (fused_linear(large, ones) == 2.0**15 + 4096).all()
+            assert (fused_linear(x, torch.ones(8, 4096, dtype=dtype)) == 2.0**15 + 256).all()
 
 
 @pytest.mark.parametrize("save_pre", [False, True])
