@@ -18,7 +18,8 @@ MAX_ONE_PASS = 32768  # columns whose fp32 values fit the registers of 32 warps 
 def layer_norm_fwd_config(M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int) -> RowConfig:
     """The configuration of layer_norm_fwd_kernel (or its chunked form) for M rows of N elements of itemsize bytes."""
     block_n = next_power_of_2(N)
-    if block_n > MAX_ONE_PASS:
+    one_pass = MAX_ONE_PASS // 2 if capability[0] == 12 and itemsize == 4 else MAX_ONE_PASS  # spills on sm_120
+    if block_n > one_pass:
         return RowConfig(1, 8192, num_warps=16, variant="chunked")
     if block_n <= 512:  # several rows a program, each row inside one warp
         num_warps = 4 if block_n <= 256 else 1
