@@ -26,8 +26,7 @@ def _row_config(M: int, N: int, sms: int, one_pass: int, packed: int, per_thread
         return RowConfig(1, block_n, num_warps=min(32, block_n // (32 * per_thread)), variant="packed")
     if block_n <= 512:  # several rows a program, each row inside one warp
         num_warps = 4 if block_n <= 256 else 1
-        short = per_thread if block_n > 256 or per_thread > 16 else 8  # the backward's edges spill beyond
-        block_m = rows_that_fill(M, max(num_warps, short * 32 * num_warps // block_n), sms, least=num_warps)
+        block_m = rows_that_fill(M, max(num_warps, per_thread * 32 * num_warps // block_n), sms, least=num_warps)
         return RowConfig(block_m, block_n, num_warps)
     per_thread = min(per_thread, 16) if block_n <= 8192 else per_thread
     return RowConfig(1, block_n, min(32, max(1, block_n // (32 * per_thread))))
