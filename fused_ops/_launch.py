@@ -127,7 +127,7 @@ def rows_and_strides(x: Tensor) -> tuple[Tensor, int, int, int]:
 def empty_of(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous tensor of x's shape, nothing written to it."""
     if x.dtype is dtype and x.is_contiguous():
-        return torch.empty_like(x)
+        return torch.empty_like(x, memory_format=torch.contiguous_format)  # one element may have any stride
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 

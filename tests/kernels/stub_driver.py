@@ -51,7 +51,7 @@ class Stub:
         from triton.backends.nvidia.driver import CudaDriver
         from triton.runtime import driver
 
-        from fused_ops import _launch
+        from fused_ops import _launch, _tune
 
         active = CudaDriver()
         active.get_current_device, active.get_current_stream = self.device, self.stream
@@ -59,6 +59,7 @@ class Stub:
         driver.set_active(active)
         _launch._current_device, _launch._current_stream = self.device, self.stream
         _launch._cuda_facts = lambda _: ((9, 0), 132)  # type: ignore[assignment]
+        _tune._tables.update({device: {} for device in range(8)})  # this device has no name, and nothing was measured on it
         torch.Tensor.get_device = lambda _: self.device()  # type: ignore[method-assign, assignment]
 
     def launches(self) -> int:
