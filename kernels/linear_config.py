@@ -92,7 +92,10 @@ def linear_config(
     if M <= SMALL_M:
         if use in ("fwd", "fp8") and K >= 2 * LEAST_K_PER_SPLIT:
             return _split_k(M, N, K, itemsize, sms, access)
-        block_n, block_k = (64, 64) if access != "any" else (64, 32) if use in ("fwd", "fp8") else (32, 32)
+        if access == "any":  # scalar loads: larger tiles spill
+            block_n, block_k = {"gated": (32, 16), "dact": (32, 32)}.get(use, (64, 32))
+        else:
+            block_n, block_k = 64, 64
         return MatmulConfig(max(16, next_power_of_2(M)), block_n, block_k, num_warps=4, num_stages=3)
     if access == "tma" and capability[0] in TMA_CAPABILITIES:
         return _fastest(_TMA_TILES[use], M, N, sms)
@@ -106,4 +109,5 @@ def _split_k(M: int, N: int, K: int, itemsize: int, sms: int, access: str) -> Ma
     if access == "any":
         return MatmulConfig(block_m, 64, 32, num_warps=4, num_stages=3, kind="split_k", splits=splits)
     block_k = (256 if block_m == SMALL_M else 128) // itemsize
-    return MatmulConfig(block_m, 64, block_k, num_warps=4, num_stages=4, kind="split_k", splits=splits)
+    num_warps = 8 if (block_m, itemsize) == (32, 1) else 4  # with 4 this tile spills under Triton 3.7 and 3.8
+    return MatmulConfig(block_m, 64, block_k, num_warps=num_warps, num_stages=4, kind="split_k", splits=splits)
