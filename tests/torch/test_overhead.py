@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from fused_ops import fused_layernorm, fused_linear, fused_softmax
 
-CALLS, ROUNDS, TRIES = 150, 60, 4
+CALLS, ROUNDS, TRIES = 150, 60, 40
 LIMIT = {False: 2.0, True: 3.0}
 
 
