@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from .environment import ROOT, device_folder
+from .environment import ROOT, alone, device_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,6 +50,8 @@ def _run(args: argparse.Namespace) -> int:
     options += [f"--bench-only={args.only}"] if args.only else []
     options += [f"--bench-budget={args.budget}"] if args.budget else []
     options += ["--bench-resume"] if args.resume else []
+    for name in set(os.environ) - set(alone()):
+        del os.environ[name]
     status = int(pytest.main([str(ROOT / "bench"), "-q", *options]))
     if results.exists():
         _report(argparse.Namespace(results=out, out=out))

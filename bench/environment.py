@@ -28,6 +28,14 @@ def _smi(query: str) -> str:
     return lines[0] if lines else ""
 
 
+def alone() -> dict[str, str]:
+    """os.environ for a pytest that measures: without an outer pytest-xdist and PYTEST_ADDOPTS (such as -n auto).
+
+    Under pytest-xdist, pytest-benchmark measures nothing and writes no JSON.
+    """
+    return {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST_") and k != "PYTEST_ADDOPTS"}
+
+
 def version(package: str) -> str:
     """The installed version of a distribution, or ""."""
     from importlib import metadata

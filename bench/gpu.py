@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .environment import ROOT, environment
+from .environment import ROOT, alone, environment
 from .test_3_matrix import CONTEXT_LOST
 
 REPORT_S = 25.0  # kept back for drawing the report
@@ -156,7 +156,9 @@ def execute(command: list[str], limit: float, log: Path, name: str) -> tuple[int
         file.write(f"\n===== {name}: {' '.join(command)}\n".encode())
         file.flush()
         start = file.tell()
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=alone(), start_new_session=True
+        )
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:

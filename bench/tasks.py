@@ -1,4 +1,4 @@
-"""The matrix: every benchmark case of every op in the registry, times passes, in the order that matters most first."""
+"""The matrix: every benchmark case of every op, times the passes that it has, in the order that matters most first."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fused_ops._spec import REGISTRY, Case, OpSpec
+from fused_ops._spec import FORWARD_ONLY, REGISTRY, Case, OpSpec
 
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-MATMUL_OPS = ("linear", "gated_linear", "mlp", "attention")
+MATMUL_OPS = ("linear", "linear_fp8", "gated_linear", "mlp", "attention")
 PASSES = ("fwd", "train_fwd", "bwd", "fwd+bwd")
 LATENCY_ROWS = 256
 """Cases with at most this many rows are latency cases: for them the wall time of a call is measured too."""
@@ -62,11 +62,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def priority(task: Task, provider: str, index: int) -> tuple[int, int, int]:
-    """Smaller runs first: bf16 before fp16 before fp32; within a dtype forward, backward, latency, then the rest.
+    """Smaller runs first: bf16 before fp8 before fp16 before fp32; within a dtype forward, backward, latency, then the rest.
 
     index: the task's place among its op's, so that ops take turns. Autotuning for minutes a case comes last of all.
     """
-    dtype = {"bf16": 0, "fp16": 2}.get(dtype_name(task.case.dtype), 3)
+    dtype = {"bf16": 0, "float8_e4m3fn": 1, "fp16": 2}.get(dtype_name(task.case.dtype), 3)
     latency = task.case.shape[0] <= LATENCY_ROWS and not task.is_matmul
     stage = {"fwd": 0, "bwd": 1, "train_fwd": 2, "fwd+bwd": 3}[task.pass_]
     if task.kind == "wall":
@@ -89,13 +89,14 @@ def matrix(only: str, providers: Sequence[str]) -> list[tuple[Task, str]]:
 
 
 def _all() -> Iterator[Task]:
-    for spec in REGISTRY.values():
+    for spec in (*REGISTRY.values(), *FORWARD_ONLY.values()):
+        passes = ("fwd",) if spec.name in FORWARD_ONLY else PASSES
         for case in spec.bench.cases():
-            task = Task(spec, case, "fwd", "kernel")
-            for pass_ in PASSES:
+            for pass_ in passes:
                 # Elsewhere a forward that records gradients runs the same kernels; a matmul stores its pre-activation.
-                if pass_ != "train_fwd" or task.is_matmul:
+                if pass_ != "train_fwd" or spec.name in MATMUL_OPS:
                     yield Task(spec, case, pass_, "kernel")
             if case.shape[0] <= LATENCY_ROWS:
-                yield Task(spec, case, "fwd", "wall")
-                yield Task(spec, case, "fwd+bwd", "wall")
+                for pass_ in ("fwd", "fwd+bwd"):
+                    if pass_ in passes:
+                        yield Task(spec, case, pass_, "wall")

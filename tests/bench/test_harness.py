@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.__main__ import main
+from bench.environment import alone
 from bench.gpu import STEPS, Run, arguments, execute, merge_json
 from bench.measure import Bundle, Measurement
 from bench.providers import PROVIDERS, Unsupported, Workload, by_name
@@ -26,7 +28,7 @@ ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine w
 
 
 def command(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    environment = {**alone(), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     return subprocess.run(args, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
 
@@ -46,6 +48,37 @@ def test_pytest_benchmark_is_the_harness(tmp_path: Path) -> None:
     compared = command(sys.executable, "-m", "pytest_benchmark", "compare", str(tmp_path / "run.json"))
     assert compared.returncode == 0, compared.stderr
     assert "test_host[softmax-no_grad-ours]" in compared.stdout
+
+
+@pytest.fixture
+def parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a worker of pytest-xdist, and of a user whose tests always run in parallel."""
+    for name, value in (("PYTEST_XDIST_WORKER", "gw0"), ("PYTEST_XDIST_WORKER_COUNT", "2"), ("PYTEST_ADDOPTS", "-n 2")):
+        monkeypatch.setenv(name, value)
+
+
+def _imposed() -> list[str]:
+    return [name for name in os.environ if name.startswith("PYTEST_XDIST_") or name == "PYTEST_ADDOPTS"]
+
+
+@pytest.mark.usefixtures("parallel")
+def test_run_measures_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-benchmark would measure nothing under pytest-xdist, and write no JSON."""
+    assert len(_imposed()) >= 3
+    seen: list[list[str]] = []
+    monkeypatch.setattr(pytest, "main", lambda _: seen.append(_imposed()) or 0)
+    assert main(["run", "--out", str(tmp_path)]) == 0
+    assert seen == [[]]
+
+
+@pytest.mark.usefixtures("parallel")
+def test_a_step_measures_in_one_process(tmp_path: Path) -> None:
+    command_line = [
+        sys.executable, "-m", "pytest", "bench/test_2_host.py", "-q", "-k", "softmax-no_grad-ours",
+        f"--benchmark-json={tmp_path / 'step.json'}",
+    ]  # fmt: skip
+    assert execute(command_line, 60.0, tmp_path / "log.txt", "host")[0] == 0, (tmp_path / "log.txt").read_text()
+    assert len(json.loads((tmp_path / "step.json").read_text())["benchmarks"]) == 1
 
 
 def test_a_spent_budget_starts_nothing(tmp_path: Path) -> None:
@@ -74,6 +107,21 @@ def test_provider_refuses_what_it_cannot_do(name: str) -> None:
         Measurement(by_name(name), Bundle.of(task("layer_norm", "bwd"), "cpu"))
     with pytest.raises(Unsupported, match=r"no plain torch\.nn module is one gated_linear"):
         by_name(name).prepare(Workload(REGISTRY["gated_linear"], task("linear").case, "fwd", (), {}, "cpu"))
+
+
+def test_fp8_is_checked_and_refused_like_any_op() -> None:
+    bundle = Bundle.of(task("linear_fp8"), "cpu")
+    for name in ("eager", "ours"):
+        verdict = Measurement(by_name(name), bundle).verdict
+        assert verdict.right, f"{name}: {verdict.reason()}"
+    x, w, x_scale, w_scale, bias, activation = bundle.sets[0].args
+    unscaled = bundle.task.spec.public(x, w, x_scale.new_ones(()), w_scale, bias, activation)
+    assert not bundle.check([unscaled], 0).right
+    for name in ("torchscript", "onnxruntime", "cublaslt"):
+        with pytest.raises(Unsupported):
+            Measurement(by_name(name), bundle)
+    with pytest.raises(Unsupported, match="fp8 products only"):
+        Measurement(by_name("scaled_mm"), Bundle.of(task("linear"), "cpu"))
 
 
 def test_torchscript_says_whether_it_fused() -> None:

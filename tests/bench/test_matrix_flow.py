@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench.environment import alone
 from bench.record import read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.bench.fake_gpu", "bench/test_3_matrix.py", "-q", f"--bench-csv={folder / 'r.csv'}",
-         f"--benchmark-json={folder / 'r.json'}", *options], capture_output=True, text=True, check=False, cwd=ROOT,
+         f"--benchmark-json={folder / 'r.json'}", *options], capture_output=True, text=True, check=False, cwd=ROOT, env=alone(),
     )  # fmt: skip
 
 

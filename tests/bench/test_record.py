@@ -14,6 +14,7 @@ from bench.record import Recorder, annotate, quantile, rates, read, spread
 from bench.roofline import Roofline
 from bench.tasks import matrix
 from fused_ops import REGISTRY
+from fused_ops._spec import FORWARD_ONLY
 
 from .small import task
 
@@ -104,12 +105,22 @@ def test_a_file_that_is_no_results_is_refused(tmp_path: Path) -> None:
 
 def test_every_op_is_in_the_matrix_and_bf16_forward_comes_first() -> None:
     tasks = matrix("", [p.name for p in PROVIDERS])
-    assert {t.spec.name for t, _ in tasks} == set(REGISTRY)
+    assert {t.spec.name for t, _ in tasks} == set(REGISTRY) | set(FORWARD_ONLY)
     assert {t.id for t, _ in tasks[:40]} <= {t.id for t, _ in matrix("-bf16-fwd-", ["ours"])}
     assert len({t.spec.name for t, _ in tasks[:150]}) >= 3  # ops take turns
     ours = [t.id for t, p in tasks if p == "ours"]
     assert len(ours) == len(set(ours))
     assert all("4k" in t.id for t, _ in matrix("softmax-4k", ["ours"]))
+
+
+def test_an_op_without_gradients_is_measured_forward_only() -> None:
+    tasks = [t for t, _ in matrix("", ["ours"])]
+    assert {(t.pass_, t.kind) for t in tasks if t.spec.name == "linear_fp8"} == {("fwd", "kernel"), ("fwd", "wall")}
+    assert {"fwd", "train_fwd", "bwd", "fwd+bwd"} == {t.pass_ for t in tasks if t.spec.name == "linear"}
+    fp8 = next(t for t in tasks if t.id == "linear_fp8-square_4096_gelu-float8_e4m3fn-fwd-kernel")
+    assert fp8.work() == (2 * 4096**2 + 2 * 4096**2 + 4 * 2 * 4096 + 2 * 4096, 2 * 4096**3)
+    roof = Roofline(1e15, {"float8_e4m3fn": 1e15})  # as the rate of fp8 products is recorded
+    assert roof.limit(*fp8.work(), fp8) == pytest.approx(2 * 4096**3 / 1e15)
 
 
 def test_every_tensor_but_the_first_is_told_from_an_input() -> None:
