@@ -205,7 +205,7 @@ def plan(run: Run) -> None:
         print(f"  {provider.name:<22} {provider.available('cuda') or 'available'}")
     tasks = matrix(run.args.only, [p.name for p in PROVIDERS])
     print(f"Matrix: {len(tasks)} measurements in this order (providers that are absent left out at run time):")
-    for task, provider in tasks[:12]:
+    for task, provider in tasks[: len(PROVIDERS)]:
         print(f"  {task.id}-{provider}")
 
 

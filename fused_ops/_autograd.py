@@ -49,6 +49,15 @@ def hidden_grad(grad: Tensor | None) -> Tensor | None:
     return None if torch.compiler.is_dynamo_compiling() else grad
 
 
+def take_saved(ctx: Any) -> tuple[Any, ...]:
+    """ctx.saved_tensors, which the graph then no longer holds, unless it is kept for another backward (retain_graph): what
+    the caller drops is free at once, not at the end of its backward."""
+    saved = ctx.saved_tensors
+    if not torch.compiler.is_compiling():
+        ctx.maybe_clear_saved_tensors()
+    return saved
+
+
 def differentiable_backward(function: Callable[..., Tensor], args: tuple[Any, ...], grad: Tensor) -> list[Tensor | None]:
     """The gradients of function(*args) as differentiable functions themselves: the path of create_graph=True.
 

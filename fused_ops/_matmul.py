@@ -82,9 +82,9 @@ def _reduce(
     part: Tensor, splits: int, b: Tensor, y: Tensor, pre: Tensor, xs: Tensor, ws: Tensor,
     strides: dict[str, int], epilogue: dict[str, Any],
 ) -> None:  # fmt: skip
-    """y and pre from the partial products: part (splits, M, N) fp32."""
+    """y and pre from the partial products: part (splits, M, N)."""
     M, N = y.numel() // y.shape[-1], y.shape[-1]
-    block = kernels().split_k.REDUCE_BLOCK
+    block = kernels().split_k.reduce_block(part.element_size())
     launch(
         kernels().split_k.linear_reduce_kernel, -(-M * N // block), part, part, b, y, pre, xs, ws, M, N, splits,
         **strides, **epilogue, BLOCK=block, num_warps=4,
@@ -106,16 +106,24 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
         matmul(a, b.t(), None, out, out, "none", False)
 
 
-def matmul_dact(dy: Tensor, w: Tensor, saved: Tensor, dpre: Tensor, h: Tensor | None, activation: str, need_db: bool) -> Tensor:
-    """dpre = (dy @ w) * act'(saved), h = act(saved) where given; returns db's partial sums (P, N) fp32, or dpre.
+def activated(pre: Tensor, activation: str) -> Tensor:
+    """act(pre) for pre (M, N) contiguous, in one kernel that computes in fp32."""
+    h = torch.empty_like(pre)
+    epilogue = {"ACT": activation, "HAS_BIAS": False, "SAVE_PRE": False, "HAS_SCALE": False}
+    _reduce(pre, 1, pre, h, pre, pre, pre, {"stride_b": 0, "stride_xs": 0, "stride_ws": 0}, epilogue)
+    return h
 
-    dy (M, K), w (K, N) any strides; saved, dpre, h (M, N) contiguous.
+
+def matmul_dact(dy: Tensor, w: Tensor, saved: Tensor, dpre: Tensor, activation: str, need_db: bool) -> Tensor:
+    """dpre = (dy @ w) * act'(saved); returns db's partial sums (P, N) fp32, or dpre.
+
+    dy (M, K), w (K, N) any strides; saved, dpre (M, N) contiguous.
     """
     (M, K), N = dy.shape, w.shape[1]
     config = config_of(dy, (w.t(),), "dact", saved)
     parts = torch.empty((-(-M // config.block_m), N), dtype=torch.float32, device=dy.device) if need_db else dpre
-    flags = {"ACT": activation, "NEED_H": h is not None, "NEED_DB": need_db}
-    tensors = (dy, w, saved, dpre, dpre if h is None else h, parts)
+    flags = {"ACT": activation, "NEED_DB": need_db}
+    tensors = (dy, w, saved, dpre, parts)
     if config.kind == "tma":
         (x_t, stride_x), (w_t, stride_w) = tma_layout(dy), tma_layout(w.t())  # type: ignore[misc]
         launch_tma(
@@ -132,14 +140,15 @@ def matmul_dact(dy: Tensor, w: Tensor, saved: Tensor, dpre: Tensor, h: Tensor | 
 
 
 def act_bwd(
-    dy: Tensor, saved: Tensor, activation: str, need_dpre: bool, need_db: bool, dtype: torch.dtype
+    dy: Tensor, saved: Tensor, activation: str, need_dpre: bool, need_db: bool, in_place: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """dpre = dy * act'(saved) (M, N) in dtype (dy itself without an activation), and db (N,); dy of any strides."""
+    """dpre = dy * act'(saved) (M, N), and db (N,); dy of any strides. dpre is dy itself without an activation, and dy's
+    memory, contiguous, where in_place: each element is read once, by the thread that then writes it."""
     bwd = kernels().bwd
     M, N = dy.shape
     rows = bwd.linear_act_bwd_rows(M, N, device_facts(dy)[1])
     write = need_dpre and activation != "none"
-    dpre = torch.empty((M, N), dtype=dtype, device=dy.device) if write else dy
+    dpre = torch.empty((M, N), dtype=dy.dtype, device=dy.device) if write and not in_place else dy
     parts = torch.empty((-(-M // rows), N), dtype=torch.float32, device=dy.device) if need_db else dpre
     if write or need_db:
         launch(
@@ -149,4 +158,4 @@ def act_bwd(
             ACT=activation, NEED_DPRE=write, NEED_DB=need_db,
             BLOCK_M=bwd.ACT_BWD_BLOCK_M, BLOCK_N=bwd.ACT_BWD_BLOCK_N, num_warps=bwd.ACT_BWD_WARPS,
         )  # fmt: skip
-    return dpre, column_sum(parts, dtype) if need_db else dy.new_empty((0,))
+    return dpre, column_sum(parts, dy.dtype) if need_db else dy.new_empty((0,))

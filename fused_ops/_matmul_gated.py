@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._launch import column_sum, device_facts, launch
 from ._matmul import launch_tma
-from ._matmul_plan import common, config_of, forced, kernels, tiles, tma_layout
+from ._matmul_plan import common, config_of, fp32_on_cublas, kernels, tiles, tma_layout
 
 
 def matmul_gated(
@@ -66,7 +66,7 @@ def gate_bwd(
 
 def product_sum(a: Tensor, b: Tensor, c: Tensor, d: Tensor, out: Tensor) -> None:
     """out = a @ b + c @ d, rounded once. a, c (M, K) contiguous; b, d (K, N) any strides; out (M, N) contiguous."""
-    if a.is_cuda and a.dtype is torch.float32 and forced() is None:
+    if fp32_on_cublas(a):
         torch.mm(a, b, out=out).addmm_(c, d)
         return
     (M, K), N = a.shape, b.shape[1]

@@ -76,6 +76,11 @@ def linear_plan(x: Tensor, weight: Tensor, activation: str = "none", save_pre: b
     return Plan("triton", "bias and activation in the matmul's epilogue", config_of(x, (weight,), use))
 
 
+def fp32_on_cublas(x: Tensor) -> bool:
+    """Whether products of x are cuBLAS's, with what surrounds them in kernels of its own: fp32 on a GPU."""
+    return x.is_cuda and x.dtype is torch.float32 and _forced is None
+
+
 def config_of(x: Tensor, weights: tuple[Tensor, ...], use: str, tile: Tensor | None = None) -> MatmulConfig:
     """The configuration of x (M, K) times weights (N, K), by size, alignment and device; tile: what the epilogue reads."""
     (M, K), N = x.shape, weights[0].shape[0]

@@ -28,7 +28,8 @@ ROLES: dict[str, tuple[str, str]] = {
     "gated_linear_fwd": ("x w w b b - -", "y y6 y6"),
     "gated_linear_bwd": ("y x w w y y - - - - - -", "x7 w8 w9 b10 b11"),
     "mlp_fwd": ("x w b W B - - -", "z y6 y7"),
-    "mlp_bwd": ("z x w W y y - - - - - -", "x7 w8 b9 W10 B11"),
+    "mlp_bwd": ("z W y y - - - - -", "y5 b6 W7 B8"),
+    "linear_bwd, the activation's step": ("y y - y - - - -", "y5 w6 b7"),
 }
 
 _Rule = tuple[dict[str, Any], dict[str, Any]]  # the placement of each role as an input, and as an output
@@ -73,6 +74,8 @@ def _shardings(name: str, returns: int, *args: Any) -> list[tuple[list[Any], lis
     found = [([Replicate()] * returns, [Replicate() if t else None for t in tensors])]
     if name not in ROLES:
         return found
+    if name == "linear_bwd" and args[2] is None:
+        name = "linear_bwd, the activation's step"
     inputs, outputs = (roles.split() for roles in ROLES[name])
     for as_input, as_output in _rules(name, args):
         placed = [as_output[o[0]] if not o[1:] or args[int(o[1:])] else Replicate() for o in outputs]

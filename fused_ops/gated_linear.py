@@ -18,7 +18,7 @@ from ._launch import KERNEL_DTYPES, rows_of
 from ._matmul import product
 from ._matmul_gated import gate_bwd, matmul_gated, product_sum
 from ._matmul_grads import add, linear_grads, times_derivative
-from ._matmul_plan import forced
+from ._matmul_plan import fp32_on_cublas
 from ._spec import Backward, OpSpec, define
 
 
@@ -50,7 +50,7 @@ def gated_linear_launch(
     x: Tensor, w_gate: Tensor, w_up: Tensor, b_gate: Tensor | None, b_up: Tensor | None, activation: str, save_pre: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """gated_linear_reference by one kernel. fp32 on a GPU: cuBLAS, which reads x twice and still wins."""
-    if x.dtype not in KERNEL_DTYPES or (x.is_cuda and x.dtype is torch.float32 and forced() is None):
+    if x.dtype not in KERNEL_DTYPES or fp32_on_cublas(x):
         return gated_linear_reference(x, w_gate, w_up, b_gate, b_up, activation, save_pre)
     N, K = w_gate.shape
     y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
@@ -130,7 +130,6 @@ class _GatedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dg: Tensor | None, du: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, w_gate, w_up, g, u = ctx.saved_tensors
-        dg, du = hidden_grad(dg), hidden_grad(du)
         dg, du = hidden_grad(dg), hidden_grad(du)
         *needs, _ = ctx.needs_input_grad
         need_dx, need_dwg, need_dwu, need_dbg, need_dbu = needs

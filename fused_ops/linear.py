@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
@@ -12,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
 from ._activations import ACTIVATIONS, SAVES_OUTPUT, activate, activation_derivative, check_activation
-from ._autograd import FLOATS, autocasting, hidden_grad, plain_aten
+from ._autograd import FLOATS, autocasting, hidden_grad, plain_aten, take_saved
 from ._backend import NO_FP64, note_fallback
 from ._checks import refuse, require_device, require_float, require_tensor
 from ._direct import implementations, short_applies, undisturbed
@@ -87,36 +88,40 @@ def _infer_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
 
 
 def linear_bwd_reference(
-    dy: Tensor, x: Tensor, weight: Tensor, saved: Tensor, activation: str, need_dx: bool, need_dw: bool, need_db: bool
+    dy: Tensor, x: Tensor, weight: Tensor | None, saved: Tensor, activation: str, need_dx: bool, need_dw: bool, need_db: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dw, db) in ATen; saved is the pre-activation, or y for relu. A gradient not needed is an empty tensor.
 
-    x is read for dw only: without need_dw it may be any tensor.
+    x is read for dw only: without need_dw it may be any tensor. The first of two steps, the activation's, has no weight:
+    then dx is the pre-activation's gradient (..., N), and there is no dw.
     """
-    N, K = weight.shape
+    N, K = (dy.shape[-1],) * 2 if weight is None else weight.shape
     M = math.prod(dy.shape[:-1])
     wide = torch.float64 if dy.dtype is torch.float64 else torch.float32
     dpre = dy.reshape(M, N).to(wide)
     if activation != "none":
         dpre = dpre * activation_derivative(saved.reshape(M, N).to(wide), activation)
-    low = dpre.to(weight.dtype)
-    dx = (low @ weight).reshape((*dy.shape[:-1], K)).contiguous() if need_dx else dy.new_empty((0,))
+    low = dpre.to(dy.dtype)
+    back = low if weight is None else low @ weight
+    dx = back.reshape((*dy.shape[:-1], K)).contiguous() if need_dx else dy.new_empty((0,))
     dw = (low.t() @ x.reshape(M, K)).contiguous() if need_dw else dy.new_empty((0,))
-    db = dpre.sum(0).to(weight.dtype) if need_db else dy.new_empty((0,))
+    db = dpre.sum(0).to(dy.dtype) if need_db else dy.new_empty((0,))
     return dx, dw, db
 
 
 def linear_bwd_launch(
-    dy: Tensor, x: Tensor, weight: Tensor, saved: Tensor, activation: str, need_dx: bool, need_dw: bool, need_db: bool
+    dy: Tensor, x: Tensor, weight: Tensor | None, saved: Tensor, activation: str, need_dx: bool, need_dw: bool, need_db: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """linear_bwd_reference by kernels: one for dpre and the partial sums of db, then one product a gradient."""
-    N, K = weight.shape
+    N, K = (dy.shape[-1],) * 2 if weight is None else weight.shape
     if dy.dtype not in KERNEL_DTYPES or dy.numel() == 0 or K == 0:
         return linear_bwd_reference(dy, x, weight, saved, activation, need_dx, need_dw, need_db)
     dpre = rows_of(dy)
     db = dy.new_empty((0,))
     if need_db or activation != "none":
-        dpre, db = act_bwd(dpre, saved, activation, need_dx or need_dw, need_db, dy.dtype)
+        dpre, db = act_bwd(dpre, saved, activation, need_dx or need_dw, need_db)
+    if weight is None:
+        return dpre.view(dy.shape) if need_dx else dy.new_empty((0,)), dy.new_empty((0,)), db
     dx = torch.empty((*dy.shape[:-1], K), dtype=dy.dtype, device=dy.device) if need_dx else dy.new_empty((0,))
     dw = torch.empty((N, K), dtype=dy.dtype, device=dy.device) if need_dw else dy.new_empty((0,))
     if need_dx:
@@ -151,17 +156,31 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dpre: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, saved = ctx.saved_tensors
+        x, weight, saved = take_saved(ctx)
         dpre = hidden_grad(dpre)
         need_dx, need_dw, need_db, _ = ctx.needs_input_grad
         if torch.is_grad_enabled() or dpre is not None or dy is None:
             dpre = add(None if dy is None else times_derivative(dy, saved, ctx.activation), dpre)
             return *linear_grads(dpre, x, weight, ctx.needs_input_grad[:3]), None
-        w = dy.new_empty(()).expand(ctx.weight_shape) if weight is None else weight  # only its shape is read
-        dx, dw, db = _BWD(
-            dy, x if need_dw else dy, w, dy if saved is None else saved, ctx.activation, need_dx, need_dw, need_db
-        )
+        db = None
+        if ctx.activation != "none":  # a step of its own: what was saved for it is free before dx and dw take memory
+            dy, _, db = _BWD(dy, dy, None, saved, ctx.activation, need_dx or need_dw, False, need_db)
+            del saved
+        dx, dw, db = linear_backward(dy, x, weight, ctx.weight_shape, need_dx, need_dw, need_db and db is None, db)
         return dx if need_dx else None, dw if need_dw else None, db if need_db else None, None
+
+
+def linear_backward(
+    dpre: Tensor, x: Tensor | None, weight: Tensor | None, shape: Sequence[int], need_dx: bool, need_dw: bool,
+    need_db: bool, db: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """The gradients of x @ weight^T + bias by the raw operator, db as given where it is not needed. x and weight may be
+    None where nothing reads them; then only the weight's shape is looked at."""
+    if not (need_dx or need_dw or need_db):
+        return None, None, db
+    w = dpre.new_empty(()).expand(shape) if weight is None else weight
+    dx, dw, sum_of_rows = _BWD(dpre, dpre if x is None else x, w, dpre, "none", need_dx, need_dw, need_db)
+    return dx, dw, sum_of_rows if need_db else db
 
 
 def fused_linear(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, activation: Optional[str] = None) -> Tensor:
@@ -277,7 +296,7 @@ SPEC = define(
         bound=_cases.linear.fwd_bound,
         backward=Backward(
             schema=(
-                "(Tensor dy, Tensor x, Tensor weight, Tensor saved, str activation, bool need_dx, bool need_dw,"
+                "(Tensor dy, Tensor x, Tensor? weight, Tensor saved, str activation, bool need_dx, bool need_dw,"
                 " bool need_db) -> (Tensor dx, Tensor dw, Tensor db)"
             ),
             reference=linear_bwd_reference,

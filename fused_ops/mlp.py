@@ -12,14 +12,14 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
 from ._activations import SAVES_OUTPUT, activate, activation_derivative, check_activation
-from ._autograd import autocasting, hidden_grad, plain_aten
+from ._autograd import autocasting, hidden_grad, plain_aten, take_saved
 from ._checks import refuse, require_device, require_float, require_shape, require_tensor
 from ._launch import KERNEL_DTYPES, column_sum, rows_of
-from ._matmul import act_bwd, matmul_dact, product
+from ._matmul import act_bwd, activated, matmul_dact, product
 from ._matmul_grads import add, linear_grads, times_derivative
-from ._matmul_plan import forced
+from ._matmul_plan import fp32_on_cublas
 from ._spec import Backward, OpSpec, define
-from .linear import linear_launch, linear_reference
+from .linear import linear_backward, linear_launch, linear_reference
 
 
 def mlp_plain(
@@ -57,78 +57,74 @@ def mlp_launch(
 
 
 def mlp_bwd_reference(
-    dy: Tensor, x: Tensor, w1: Tensor, w2: Tensor, saved: Tensor, h: Tensor, activation: str,
-    need_dx: bool, need_dw1: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dx, dw1, db1, dw2, db2) in ATen; a gradient not needed is an empty tensor.
+    dy: Tensor, w2: Tensor, saved: Tensor, h: Tensor, activation: str,
+    need_dpre: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dpre, db1, dw2, db2) in ATen: all but the first layer's products, which are fused_linear's. dpre (..., H) is the
+    pre-activation's gradient. A gradient not needed is an empty tensor.
 
     saved (..., H) is the pre-activation, or h for relu; any tensor where the activation is none. h may be empty: then it is
-    computed again from saved. x is read for dw1 only.
+    computed again from saved.
     """
-    (H, K), N, M = w1.shape, w2.shape[0], math.prod(dy.shape[:-1])
+    (N, H), M = w2.shape, math.prod(dy.shape[:-1])
     wide = torch.float64 if dy.dtype is torch.float64 else torch.float32
     rows, none = dy.reshape(M, N), dy.new_empty((0,))
-    dx = dw1 = db1 = dw2 = db2 = none
-    if need_dx or need_dw1 or need_db1:
-        dpre = rows.to(wide) @ w2.to(wide)
+    dpre = db1 = dw2 = db2 = none
+    if need_dpre or need_db1:
+        gradient = rows.to(wide) @ w2.to(wide)
         if activation != "none":
-            dpre = dpre * activation_derivative(saved.reshape(M, H).to(wide), activation)
-        low = dpre.to(dy.dtype)
-        dx = (low @ w1).reshape((*dy.shape[:-1], K)).contiguous() if need_dx else none
-        dw1 = (low.t() @ x.reshape(M, K)).contiguous() if need_dw1 else none
-        db1 = dpre.sum(0).to(dy.dtype) if need_db1 else none
+            gradient = gradient * activation_derivative(saved.reshape(M, H).to(wide), activation)
+        dpre = gradient.to(dy.dtype).reshape((*dy.shape[:-1], H)).contiguous() if need_dpre else none
+        db1 = gradient.sum(0).to(dy.dtype) if need_db1 else none
     if need_dw2:
-        dw2 = (rows.t() @ _hidden(saved, h, activation, (M, H))).contiguous()
+        hidden = h.reshape(M, H) if h.numel() == M * H else activate(saved.reshape(M, H), activation)
+        dw2 = (rows.t() @ hidden).contiguous()
     if need_db2:
         db2 = rows.to(wide).sum(0).to(dy.dtype)
-    return dx, dw1, db1, dw2, db2
-
-
-def _hidden(saved: Tensor, h: Tensor, activation: str, shape: tuple[int, int]) -> Tensor:
-    """h as (M, H): as stored, or from the pre-activation."""
-    stored = h.numel() == shape[0] * shape[1]
-    return h.reshape(shape) if stored else activate(saved.reshape(shape), activation)
+    return dpre, db1, dw2, db2
 
 
 def mlp_bwd_launch(
-    dy: Tensor, x: Tensor, w1: Tensor, w2: Tensor, saved: Tensor, h: Tensor, activation: str,
-    need_dx: bool, need_dw1: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """mlp_bwd_reference by kernels: dpre, the partial sums of db1, and h where it was dropped, come from the epilogue of
-    the product dy @ w2; then one product a gradient."""
-    (H, K), N, M = w1.shape, w2.shape[0], math.prod(dy.shape[:-1])
-    if dy.dtype not in KERNEL_DTYPES or 0 in (M, N, H, K):
-        needs = (need_dx, need_dw1, need_db1, need_dw2, need_db2)
-        return mlp_bwd_reference(dy, x, w1, w2, saved, h, activation, *needs)
+    dy: Tensor, w2: Tensor, saved: Tensor, h: Tensor, activation: str,
+    need_dpre: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """mlp_bwd_reference by kernels: dpre and the partial sums of db1 come from the epilogue of the product dy @ w2.
+
+    The order bounds the memory: partial sums are freed before dw2 takes any, and h, where it was dropped and is computed
+    again, before dpre does.
+    """
+    (N, H), M = w2.shape, math.prod(dy.shape[:-1])
+    if dy.dtype not in KERNEL_DTYPES or 0 in (M, N, H):
+        return mlp_bwd_reference(dy, w2, saved, h, activation, need_dpre, need_db1, need_dw2, need_db2)
     rows, none = rows_of(dy), dy.new_empty((0,))
-    dx = dw1 = db1 = dw2 = db2 = none
+    dpre = db1 = dw2 = db2 = none
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dy.dtype, device=dy.device)
+    def weight_gradient(hidden: Tensor) -> Tensor:
+        out = torch.empty((N, H), dtype=dy.dtype, device=dy.device)
+        product(rows.t(), hidden.reshape(M, H), out)
+        return out
 
-    stored = h.numel() == M * H
-    if need_dx or need_dw1 or need_db1:
-        dpre = empty(M, H)
-        if dy.is_cuda and dy.dtype is torch.float32 and forced() is None:
-            product(rows, w2, dpre)
-            dpre, db1 = act_bwd(dpre, saved, activation, True, need_db1, dy.dtype)
-        else:
-            hidden = empty(M, H) if need_dw2 and not stored else None
-            parts = matmul_dact(rows, w2, saved.contiguous(), dpre, hidden, activation, need_db1)
-            db1 = column_sum(parts, dy.dtype) if need_db1 else none
-            h, stored = (h, stored) if hidden is None else (hidden, True)
-        if need_dx:
-            dx = empty(*dy.shape[:-1], K)
-            product(dpre, w1, dx.view(-1, K))
-        if need_dw1:
-            dw1 = empty(H, K)
-            product(dpre.t(), rows_of(x), dw1)
-    if need_dw2:
-        dw2 = empty(N, H)
-        product(rows.t(), _hidden(saved, h, activation, (M, H)), dw2)
     if need_db2:
-        _, db2 = act_bwd(rows, rows, "none", False, True, dy.dtype)
-    return dx, dw1, db1, dw2, db2
+        _, db2 = act_bwd(rows, rows, "none", False, True)
+    stored = h.numel() == M * H
+    if need_dw2 and not stored:
+        dw2 = weight_gradient(activated(saved.contiguous(), activation))
+    if need_dpre or need_db1:
+        dpre = torch.empty((*dy.shape[:-1], H), dtype=dy.dtype, device=dy.device)
+        db1 = _through_activation(rows, w2, saved, dpre.view(M, H), activation, need_db1)
+        dpre = dpre if need_dpre else none
+    if need_dw2 and stored:
+        dw2 = weight_gradient(h)
+    return dpre, db1, dw2, db2
+
+
+def _through_activation(rows: Tensor, w2: Tensor, saved: Tensor, dpre: Tensor, activation: str, need_db1: bool) -> Tensor:
+    """dpre = (rows @ w2) * act'(saved), written; returns db1, or an empty tensor. fp32 on a GPU: cuBLAS, then in place."""
+    if fp32_on_cublas(rows):
+        product(rows, w2, dpre)
+        return act_bwd(dpre, saved, activation, True, need_db1, in_place=True)[1]
+    parts = matmul_dact(rows, w2, saved.contiguous(), dpre, activation, need_db1)
+    return column_sum(parts, rows.dtype) if need_db1 else rows.new_empty((0,))
 
 
 class _Mlp(torch.autograd.Function):
@@ -155,7 +151,7 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dpre: Tensor | None, dh: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, w1, w2, pre, h = ctx.saved_tensors
+        x, w1, w2, pre, h = take_saved(ctx)
         *needs, _, _ = ctx.needs_input_grad
         saved = h if pre is None else pre
         dpre, dh = hidden_grad(dpre), hidden_grad(dh)
@@ -168,9 +164,15 @@ class _Mlp(torch.autograd.Function):
             if dh is not None:
                 dpre = add(times_derivative(dh, saved, ctx.activation), dpre)
             return *linear_grads(dpre, x, w1, needs[:3]), dw2, db2, None, None
-        w1, w2 = (dy.new_empty(()).expand(s) if w is None else w for w, s in zip((w1, w2), ctx.shapes))
-        tensors = (dy if x is None else x, w1, w2, dy if saved is None else saved, dy.new_empty((0,)) if h is None else h)
-        grads = _BWD(dy, *tensors, ctx.activation, *needs)
+        need_dx, need_dw1, need_db1, need_dw2, need_db2 = needs
+        w2 = dy.new_empty(()).expand(ctx.shapes[1]) if w2 is None else w2  # only its shape is read
+        dpre, db1, dw2, db2 = _BWD(
+            dy, w2, dy if saved is None else saved, dy.new_empty((0,)) if h is None else h, ctx.activation,
+            need_dx or need_dw1, need_db1, need_dw2, need_db2,
+        )  # fmt: skip
+        del saved, pre, h  # free before dx and dw1 take memory
+        dx, dw1, db1 = linear_backward(dpre, x, w1, ctx.shapes[0], need_dx, need_dw1, False, db1)
+        grads = (dx, dw1, db1, dw2, db2)
         return *(grad if need else None for grad, need in zip(grads, needs)), None, None
 
 
@@ -190,9 +192,9 @@ def fused_mlp(
         x: (*, K), float32, float16, bfloat16 or float64, any strides.
         w1: (H, K); b1: (H,) or None; w2: (N, H); b2: (N,) or None; x's dtype, any strides.
         activation: as in fused_linear.
-        recompute: keep only the pre-activation for the backward and compute the activation again from it, in the
-            epilogue of a product: M * H elements less memory for one more write of them. (relu keeps only the
-            activation in either case.)
+        recompute: keep only the pre-activation for the backward and compute the activation again from it: M * H elements
+            less memory from the forward on and at the backward's peak, for one more read and write of them. (relu keeps
+            only the activation in either case.)
 
     Returns:
         (*, N), contiguous, of x's dtype. Under autocast everything is cast to the autocast dtype, as torch's linear.
@@ -269,9 +271,8 @@ SPEC = define(
         bound=_cases.mlp.fwd_bound,
         backward=Backward(
             schema=(
-                "(Tensor dy, Tensor x, Tensor w1, Tensor w2, Tensor saved, Tensor h, str activation, bool need_dx,"
-                " bool need_dw1, bool need_db1, bool need_dw2, bool need_db2)"
-                " -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)"
+                "(Tensor dy, Tensor w2, Tensor saved, Tensor h, str activation, bool need_dpre, bool need_db1,"
+                " bool need_dw2, bool need_db2) -> (Tensor dpre, Tensor db1, Tensor dw2, Tensor db2)"
             ),
             reference=mlp_bwd_reference,
             launch=mlp_bwd_launch,

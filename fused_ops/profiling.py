@@ -55,7 +55,7 @@ def _linear_fwd(x: Any, weight: Any, *_: Any, **__: Any) -> int:
 
 
 def _linear_bwd(dy: Any, x: Any, w: Any, saved: Any, act: str, dx: bool, dw: bool, db: bool, *_: Any, **__: Any) -> int:
-    return 2 * _rows(dy) * w[0] * w[1] * (dx + dw)
+    return 0 if w is None else 2 * _rows(dy) * w[0] * w[1] * (dx + dw)
 
 
 def _gated_fwd(x: Any, w_gate: Any, *_: Any, **__: Any) -> int:
@@ -72,11 +72,8 @@ def _mlp_fwd(x: Any, w1: Any, b1: Any, w2: Any, *_: Any, **__: Any) -> int:
     return 2 * _rows(x) * (w1[0] * w1[1] + w2[0] * w2[1])
 
 
-def _mlp_bwd(
-    dy: Any, x: Any, w1: Any, w2: Any, saved: Any, h: Any, act: str, dx: bool, dw1: bool, db1: bool, dw2: bool, *_: Any, **__: Any
-) -> int:  # fmt: skip
-    through = dx or dw1 or db1
-    return 2 * _rows(dy) * (w1[0] * w1[1] * (dx + dw1) + w2[0] * w2[1] * (through + dw2))
+def _mlp_bwd(dy: Any, w2: Any, saved: Any, h: Any, act: str, dpre: bool, db1: bool, dw2: bool, *_: Any, **__: Any) -> int:
+    return 2 * _rows(dy) * w2[0] * w2[1] * ((dpre or db1) + dw2)
 
 
 def _nothing(*_: Any, **__: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activations import activate, activation_grad
+from .activations import activation_grad
 from .config import cdiv
 from .linear_tiles import pointer_product, tile_of
 
@@ -57,15 +57,15 @@ def linear_act_bwd_kernel(
 
 @triton.jit
 def linear_dact_kernel(
-    x_ptr, w_ptr, saved_ptr, dpre_ptr, h_ptr, db_ptr, M, N, K, stride_xm, stride_xk, stride_wn, stride_wk,
-    ACT: tl.constexpr, NEED_H: tl.constexpr, NEED_DB: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    x_ptr, w_ptr, saved_ptr, dpre_ptr, db_ptr, M, N, K, stride_xm, stride_xk, stride_wn, stride_wk,
+    ACT: tl.constexpr, NEED_DB: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """dpre = (x @ w^T) * act'(saved);   db[p] = sum of dpre over tile row p;   h = act(saved)
+    """dpre = (x @ w^T) * act'(saved);   db[p] = sum of dpre over tile row p
 
-    x (M, K), w (N, K) of one dtype, any strides | dpre, h (M, N) contiguous | saved (M, N) contiguous: the pre-activation,
+    x (M, K), w (N, K) of one dtype, any strides | dpre (M, N) contiguous | saved (M, N) contiguous: the pre-activation,
     or the output of relu; not read when ACT is none | db (cdiv(M, BLOCK_M), N) fp32, from dpre before it is rounded
-    h and db are written only where NEED_H and NEED_DB.
+    db is written only where NEED_DB.
     Grid (cdiv(M, BLOCK_M) * cdiv(N, BLOCK_N),), one tile a program. fp32 accumulation.
     """
     tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -83,5 +83,3 @@ def linear_dact_kernel(
     tl.store(dpre_ptr + offsets, dpre.to(dpre_ptr.dtype.element_ty), mask=mask)
     if NEED_DB:
         tl.store(db_ptr + tile_m.to(tl.int64) * N + cols, tl.sum(dpre, axis=0), mask=cols < N)
-    if NEED_H:
-        tl.store(h_ptr + offsets, activate(saved, ACT).to(h_ptr.dtype.element_ty), mask=mask)

@@ -38,7 +38,9 @@ def linear_split_k_kernel(
     tl.store(part_ptr + offsets, acc, mask=(rows < M)[:, None] & (cols < N)[None, :])
 
 
-REDUCE_BLOCK = 512
+def reduce_block(itemsize: int) -> int:
+    """BLOCK of linear_reduce_kernel for parts of itemsize bytes an element: 16 bytes a thread of 4 warps."""
+    return 2048 // itemsize
 
 
 @triton.jit
@@ -48,7 +50,7 @@ def linear_reduce_kernel(
 ):  # fmt: skip
     """y = act(pre),  pre = sum(part, axis=0) * xs[:, None] * ws[None, :] + b
 
-    part (S, M, N) fp32 | b (N,) any float | y, pre (M, N) contiguous | xs, ws as linear_fwd_kernel's
+    part (S, M, N) any float | b (N,) any float | y, pre (M, N) contiguous | xs, ws as linear_fwd_kernel's
     Grid (cdiv(M * N, BLOCK),). The S parts are added in order, in fp32.
     """
     size = tl.full([], M, tl.int64) * N
@@ -58,7 +60,7 @@ def linear_reduce_kernel(
     cols = offsets % N
     acc = tl.zeros([BLOCK], dtype=tl.float32)
     for s in tl.range(0, S):
-        acc += tl.load(part_ptr + s * size + offsets, mask=mask, other=0.0)
+        acc += tl.load(part_ptr + s * size + offsets, mask=mask, other=0.0).to(tl.float32)
     if HAS_SCALE:
         acc *= tl.load(xs_ptr + rows * stride_xs, mask=mask, other=0.0)
         acc *= tl.load(ws_ptr + cols * stride_ws, mask=mask, other=0.0)

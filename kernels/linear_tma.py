@@ -76,18 +76,18 @@ def linear_fwd_tma_kernel(
 
 @triton.jit
 def _store_dact(
-    acc, saved_desc, dpre_desc, h_desc, db_ptr, tile_m, row, col, N,
-    ACT: tl.constexpr, NEED_H: tl.constexpr, NEED_DB: tl.constexpr, OUT: tl.constexpr,
+    acc, saved_desc, dpre_desc, db_ptr, tile_m, row, col, N,
+    ACT: tl.constexpr, NEED_DB: tl.constexpr, OUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUBTILES: tl.constexpr,
 ):  # fmt: skip
-    """dpre, the tile's column sums, and act(saved), for the BLOCK_N columns from col on."""
+    """dpre and the tile's column sums, for the BLOCK_N columns from col on."""
     if SUBTILES > 1:
         left, right = halves(acc, BLOCK_M, BLOCK_N)
         HALF: tl.constexpr = BLOCK_N // 2
-        _store_dact(left, saved_desc, dpre_desc, h_desc, db_ptr, tile_m, row, col, N,
-                    ACT, NEED_H, NEED_DB, OUT, BLOCK_M, HALF, SUBTILES // 2)  # fmt: skip
-        _store_dact(right, saved_desc, dpre_desc, h_desc, db_ptr, tile_m, row, col + HALF, N,
-                    ACT, NEED_H, NEED_DB, OUT, BLOCK_M, HALF, SUBTILES // 2)  # fmt: skip
+        _store_dact(left, saved_desc, dpre_desc, db_ptr, tile_m, row, col, N,
+                    ACT, NEED_DB, OUT, BLOCK_M, HALF, SUBTILES // 2)  # fmt: skip
+        _store_dact(right, saved_desc, dpre_desc, db_ptr, tile_m, row, col + HALF, N,
+                    ACT, NEED_DB, OUT, BLOCK_M, HALF, SUBTILES // 2)  # fmt: skip
     else:
         saved = acc
         if ACT != "none":
@@ -97,23 +97,21 @@ def _store_dact(
             cols = col.to(tl.int64) + tl.arange(0, BLOCK_N)
             tl.store(db_ptr + tile_m.to(tl.int64) * N + cols, tl.sum(dpre, axis=0), mask=cols < N)
         dpre_desc.store([row, col], dpre.to(OUT))
-        if NEED_H:
-            h_desc.store([row, col], activate(saved, ACT).to(OUT))
 
 
 @triton.jit
 def linear_dact_tma_kernel(
-    x_ptr, w_ptr, saved_ptr, dpre_ptr, h_ptr, db_ptr, M, N, K, stride_x, stride_w,
-    ACT: tl.constexpr, NEED_H: tl.constexpr, NEED_DB: tl.constexpr,
+    x_ptr, w_ptr, saved_ptr, dpre_ptr, db_ptr, M, N, K, stride_x, stride_w,
+    ACT: tl.constexpr, NEED_DB: tl.constexpr,
     X_T: tl.constexpr, W_T: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     SUBTILES: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """dpre = (x @ w^T) * act'(saved);   db[p] = sum of dpre over tile row p;   h = act(saved)
+    """dpre = (x @ w^T) * act'(saved);   db[p] = sum of dpre over tile row p
 
-    x (M, K), w (N, K), dpre, h (M, N): bf16 or fp16, dpre and h contiguous | saved (M, N) contiguous: the pre-activation,
+    x (M, K), w (N, K), dpre (M, N): bf16 or fp16, dpre contiguous | saved (M, N) contiguous: the pre-activation,
     or the output of relu; not read when ACT is none | db (cdiv(M, BLOCK_M), N) fp32, from dpre before it is rounded
-    h and db are written only where NEED_H and NEED_DB.
+    db is written only where NEED_DB.
     Rows beyond M are zero in x, so they add nothing to db. Grid (min(SMs, tiles),), persistent. fp32 accumulation.
     """
     OUT: tl.constexpr = dpre_ptr.dtype.element_ty
@@ -122,14 +120,11 @@ def linear_dact_tma_kernel(
     w_desc = operand(w_ptr, N, K, stride_w, BLOCK_N, BLOCK_K, W_T)
     saved_desc = descriptor(saved_ptr, M, N, N, BLOCK_M, WIDTH)
     dpre_desc = descriptor(dpre_ptr, M, N, N, BLOCK_M, WIDTH)
-    h_desc = dpre_desc
-    if NEED_H:
-        h_desc = descriptor(h_ptr, M, N, N, BLOCK_M, WIDTH)
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), warp_specialize=WARP_SPECIALIZE):
         tile_m, tile_n = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
         acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
         acc = descriptor_product(x_desc, w_desc, acc, row, col, K, X_T, W_T, PRECISION, 0, WIDEN, BLOCK_K)
-        _store_dact(acc, saved_desc, dpre_desc, h_desc, db_ptr, tile_m, row, col, N,
-                    ACT, NEED_H, NEED_DB, OUT, BLOCK_M, BLOCK_N, SUBTILES)  # fmt: skip
+        _store_dact(acc, saved_desc, dpre_desc, db_ptr, tile_m, row, col, N,
+                    ACT, NEED_DB, OUT, BLOCK_M, BLOCK_N, SUBTILES)  # fmt: skip

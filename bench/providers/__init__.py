@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from ._base import Prepared, Provider, Unsupported, Workload
 from .deployed import OnnxRuntime, TensorRT
-from .ours import Ours
+from .ours import Ours, OursRecompute
 from .peers import FlagGems, Helion, Liger, Quack
-from .torch_native import Compile, CublasLt, Eager, ScaledMM, TorchScript
+from .torch_native import Checkpoint, Compile, CublasLt, Eager, ScaledMM, TorchScript
 
 __all__ = ["PROVIDERS", "Prepared", "Provider", "Unsupported", "Workload", "by_name"]
 
 PROVIDERS: tuple[Provider, ...] = (
     Eager(),
+    Checkpoint(),
     Compile("compile", None),
     Liger(),
     Quack(),
@@ -23,6 +24,7 @@ PROVIDERS: tuple[Provider, ...] = (
     OnnxRuntime(),
     TensorRT(),
     Compile("compile-max-autotune", "max-autotune-no-cudagraphs"),
+    OursRecompute(),
     Ours(),
 )
 """In the order they run: ours last, so that its row carries the ratio to peers already measured."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ._base import Prepared, Provider, Workload
+import functools
+from dataclasses import replace
+
+from ._base import Prepared, Provider, Unsupported, Workload
 
 
 class Ours(Provider):
@@ -17,3 +20,15 @@ class Ours(Provider):
 
         kernels = work.device.startswith("cuda") and BACKEND != "aten"
         return Prepared(work.spec.public, "triton" if kernels else "triton interpreter" if INTERPRET else "aten")
+
+
+class OursRecompute(Ours):
+    """fused_mlp(recompute=True): less memory for a little more time."""
+
+    name = "ours+recompute"
+
+    def prepare(self, work: Workload) -> Prepared:
+        if work.op != "mlp" or not work.trains:
+            raise Unsupported("fused_mlp in training only")
+        prepared = super().prepare(work)
+        return replace(prepared, call=functools.partial(prepared.call, recompute=True))

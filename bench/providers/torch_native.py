@@ -1,4 +1,4 @@
-"""PyTorch itself: eager, compiled, scripted, and the fused entry points that it hides."""
+"""PyTorch itself: eager, checkpointed, compiled, scripted, and the fused entry points that it hides."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..modules import plain_module
 from ._base import Prepared, Provider, Unsupported, Workload, needs_cuda
@@ -44,6 +45,23 @@ class Compile(Provider):
         torch._dynamo.reset()
         compiled = torch.compile(work.spec.torch_fn, mode=self.mode, fullgraph=True, dynamic=False)
         return Prepared(compiled, f"mode={self.mode or 'default'}")
+
+
+class Checkpoint(Provider):
+    """Eager under torch.utils.checkpoint, the usual way to less memory: for MLPs, whose recompute option does the same."""
+
+    name = "checkpoint"
+
+    def available(self, device: str) -> str:
+        return ""
+
+    def prepare(self, work: Workload) -> Prepared:
+        if work.op != "mlp" or work.pass_ != "fwd+bwd":
+            raise Unsupported("an MLP's forward and backward together: what it saves is memory between the two")
+        return Prepared(
+            lambda *args: checkpoint(work.spec.torch_fn, *args, use_reentrant=False, preserve_rng_state=False),
+            "use_reentrant=False",
+        )
 
 
 class TorchScript(Provider):

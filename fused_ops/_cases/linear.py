@@ -82,12 +82,12 @@ def fwd_bound(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, s
 
 
 def bwd_bound(
-    dy: Tensor, x: Tensor, weight: Tensor, saved: Tensor, activation: str, need_dx: bool, need_dw: bool, need_db: bool
+    dy: Tensor, x: Tensor, weight: Tensor | None, saved: Tensor, activation: str, need_dx: bool, need_dw: bool, need_db: bool
 ) -> tuple[Expected | None, ...]:
     """dpre is rounded to x's dtype before the two products: half an ulp of each of its terms is allowed."""
     from ..linear import activation_derivative
 
-    N, K = weight.shape
+    N, K = (dy.shape[-1],) * 2 if weight is None else weight.shape
     G = dy.double().reshape(math.prod(dy.shape[:-1]), N)
     slope = activation_derivative(saved.double().reshape(G.shape), activation) if activation != "none" else torch.ones_like(G)
     dpre = G * slope
@@ -95,13 +95,16 @@ def bwd_bound(
     size = dpre.abs() + 4.0 * G.abs() * (1.0 + saved.double().reshape(G.shape).abs() if activation != "none" else 1.0)
     size = size.nan_to_num(0.0, 0.0)  # rows of NaN and infinities are compared by place
     X = x.double().reshape(G.shape[0], K) if need_dw else G.new_zeros((G.shape[0], K))
+    db = Expected(dpre.sum(0), G.shape[0] ** 0.5 * size.sum(0)) if need_db else None
+    if weight is None:
+        return Expected(dpre.reshape(dy.shape), size.reshape(dy.shape)) if need_dx else None, None, db
     W = weight.double()
     dx_terms = N**0.5 * (size @ W.abs()) + rounding * (dpre.abs() @ W.abs())
     dw_terms = G.shape[0] ** 0.5 * (size.t() @ X.abs()) + rounding * (dpre.abs().t() @ X.abs())
     return (
         Expected((dpre @ W).reshape((*dy.shape[:-1], K)), dx_terms.reshape((*dy.shape[:-1], K))) if need_dx else None,
         Expected(dpre.t() @ X, dw_terms) if need_dw else None,
-        Expected(dpre.sum(0), G.shape[0] ** 0.5 * size.sum(0)) if need_db else None,
+        db,
     )
 
 
@@ -189,8 +192,10 @@ def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
     for dtype in (torch.bfloat16, torch.float32):
         args = {f"{p}_ptr": "*x" for p in ("b", "y", "pre", "xs", "ws")}
         args |= {"part_ptr": "*fp32", "M": 16, "N": 14336, "S": 2, "stride_b": 1, "stride_xs": 0, "stride_ws": 0}
-        constexprs = {k: flags[k] for k in ("ACT", "HAS_BIAS", "SAVE_PRE", "HAS_SCALE")} | {"BLOCK": linear_splitk.REDUCE_BLOCK}
-        yield audit_case(linear_splitk.linear_reduce_kernel, "gelu", dtype, args, constexprs, 4)
+        constexprs = {k: flags[k] for k in ("ACT", "HAS_BIAS", "SAVE_PRE", "HAS_SCALE")}
+        yield audit_case(
+            linear_splitk.linear_reduce_kernel, "gelu", dtype, args, constexprs | {"BLOCK": linear_splitk.reduce_block(4)}, 4
+        )
     for activation, dtype in cross(("gelu", "gelu_tanh", "tanh", "none"), (torch.bfloat16, torch.float32)):
         args = {"dy_ptr": "*x", "saved_ptr": "*x", "dpre_ptr": "*x", "db_part_ptr": "*fp32", "M": 16384, "N": 3072}
         args |= {"rows_per_program": 384, "stride_dym": 3072, "stride_dyn": 1, "stride_sm": 3072, "stride_dpm": 3072}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
 from . import linear
-from ._common import cross, randn
+from ._common import audit_case, cross, randn
 from ._matmul import SMS, matmul_case, unaligned
 
 
@@ -77,30 +77,26 @@ def fwd_bound(
 
 
 def bwd_bound(
-    dy: Tensor, x: Tensor, w1: Tensor, w2: Tensor, saved: Tensor, h: Tensor, activation: str,
-    need_dx: bool, need_dw1: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
+    dy: Tensor, w2: Tensor, saved: Tensor, h: Tensor, activation: str,
+    need_dpre: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
 ) -> tuple[Expected | None, ...]:  # fmt: skip
-    """dy @ w2 errs by sqrt(N) sum|dy w|; dpre (and h where it is computed again) are rounded before the products."""
+    """dy @ w2 errs by sqrt(N) sum|dy w|, and h, where it is computed again, is rounded before its product."""
     from .._activations import ACTIVATIONS, activation_derivative
 
-    (H, K), N, M = w1.shape, w2.shape[0], math.prod(dy.shape[:-1])
-    D, W1, W2 = dy.double().reshape(M, N), w1.double(), w2.double()
+    (N, H), M = w2.shape, math.prod(dy.shape[:-1])
+    D, W2 = dy.double().reshape(M, N), w2.double()
     given = activation != "none" and saved.numel() == M * H  # else nothing that is needed reads it
     S = saved.double().reshape(M, H) if given else D.new_zeros((M, H))
     stored = h.numel() == M * H
     hidden = h.double().reshape(M, H) if stored else ACTIVATIONS[activation](S)
-    X = x.double().reshape(M, K) if need_dw1 else D.new_zeros((M, K))
     rounding = 0.505 * torch.finfo(dy.dtype).eps * 2**24
-    slope = activation_derivative(S, activation)
     dh = D @ W2
-    dpre = dh * slope
+    dpre = dh * activation_derivative(S, activation)
     size = 4.0 * dh.abs() * (1.0 + S.abs()) + (1.2 + 2.0 * S.abs()) * max(N, 1) ** 0.5 * (D.abs() @ W2.abs())
-    terms = H**0.5 * size + rounding * dpre.abs()
     h_terms = M**0.5 * (hidden.abs() + (0.0 if stored else S.abs())) + (0.0 if stored else rounding) * hidden.abs()
-    shape = (*dy.shape[:-1], K)
+    shape = (*dy.shape[:-1], H)
     return (
-        Expected((dpre @ W1).reshape(shape), (terms @ W1.abs()).reshape(shape)) if need_dx else None,
-        Expected(dpre.t() @ X, (M**0.5 * size + rounding * dpre.abs()).t() @ X.abs()) if need_dw1 else None,
+        Expected(dpre.reshape(shape), size.reshape(shape)) if need_dpre else None,
         Expected(dpre.sum(0), max(M, 1) ** 0.5 * size.sum(0)) if need_db1 else None,
         Expected(D.t() @ hidden, D.abs().t() @ h_terms) if need_dw2 else None,
         Expected(D.sum(0), M**0.5 * D.abs().sum(0)) if need_db2 else None,
@@ -154,22 +150,25 @@ BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager"
 
 
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
-    """The product with the activation's derivative in its epilogue; the forward is fused_linear's."""
-    from ..kernels import linear_bwd, linear_tma
+    """The product with the activation's derivative in its epilogue, and the activation alone, for recomputation; the
+    forward is fused_linear's."""
+    from ..kernels import linear_bwd, linear_splitk, linear_tma
     from ..kernels.linear_config import linear_config
 
     dtype = torch.bfloat16  # fp32 products are cuBLAS's on a GPU
     for M, N, K in ((16, 14336, 4096), (64, 14336, 4096), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 768),
                     (16384, 3072, 768)):  # fmt: skip
-        args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "saved", "dpre", "h")}
+        args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "saved", "dpre")}
         args |= {"db_ptr": "*fp32", "M": M, "N": N, "K": K, "stride_xm": K, "stride_xk": 1, "stride_wn": 1, "stride_wk": N}
         args |= {"stride_x": K, "stride_w": N}
-        for access, activation, need_h in (
-            ("tma", "gelu", True), ("tma", "gelu_tanh", False), ("aligned", "gelu", True), ("any", "gelu", True),
-        ):  # fmt: skip
+        for access, activation in (("tma", "gelu"), ("tma", "gelu_tanh"), ("aligned", "gelu"), ("any", "gelu")):
             config = linear_config(M, N, K, dtype.itemsize, capability, SMS, access, "dact")
-            flags = {"ACT": activation, "NEED_H": need_h, "NEED_DB": True, "X_T": False, "W_T": True}
+            flags = {"ACT": activation, "NEED_DB": True, "X_T": False, "W_T": True}
             given = unaligned(args, dtype) if access == "any" else args
             kernel = linear_tma.linear_dact_tma_kernel if config.kind == "tma" else linear_bwd.linear_dact_kernel
-            label = f"{'any ' if access == 'any' else ''}{activation}{' h ' if need_h else ' '}"
+            label = f"{'any ' if access == 'any' else ''}{activation} "
             yield matmul_case(kernel, config, dtype, given, flags, label)
+    flags = {"ACT": "gelu", "HAS_BIAS": False, "SAVE_PRE": False, "HAS_SCALE": False, "BLOCK": linear_splitk.reduce_block(2)}
+    args = {f"{p}_ptr": "*x" for p in ("part", "b", "y", "pre", "xs", "ws")} | {"M": 16384, "N": 3072, "S": 1}
+    args |= {"stride_b": 0, "stride_xs": 0, "stride_ws": 0}
+    yield audit_case(linear_splitk.linear_reduce_kernel, "gelu of what was kept", dtype, args, flags, 4)

@@ -13,9 +13,9 @@ from fused_ops._spec import FORWARD_ONLY, Case
 
 
 def task(op: str, pass_: str = "fwd", kind: str = "wall", dtype: torch.dtype = torch.float32, rows: int = 24) -> Task:
-    """A task of softmax, layer_norm, linear or linear_fp8 with small arguments of the registry's form."""
+    """A task of softmax, layer_norm, linear, mlp or linear_fp8 with small arguments of the registry's form."""
     shapes: dict[str, tuple[int, ...]] = {"softmax": (rows, 40), "layer_norm": (rows, 40), "linear": (rows, 16, 40)}
-    shapes["linear_fp8"] = shapes["linear"]
+    shapes["linear_fp8"] = shapes["mlp"] = shapes["linear"]
 
     def make(device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def r(*shape: int) -> torch.Tensor:
@@ -25,6 +25,8 @@ def task(op: str, pass_: str = "fwd", kind: str = "wall", dtype: torch.dtype = t
             return (r(rows, 40),), {"dim": -1}
         if op == "layer_norm":
             return (r(rows, 40), (40,), r(40), r(40)), {}
+        if op == "mlp":
+            return (r(rows, 40), r(16, 40), r(16), r(40, 16), r(40), "gelu"), {}
         if op == "linear_fp8":
             (x, x_scale), (w, w_scale) = (quantise(torch.randn(n, 40, device=device), True) for n in (rows, 16))
             return (x, w, x_scale, w_scale, torch.randn(16, device=device).bfloat16(), "gelu"), {}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from bench.__main__ import main
 from bench.environment import alone
@@ -23,6 +24,7 @@ from fused_ops import REGISTRY
 
 from .small import task
 
+MLP_ONLY = ("checkpoint", "ours+recompute")
 ROOT = Path(__file__).resolve().parents[2]
 ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 
@@ -89,9 +91,9 @@ def test_a_spent_budget_starts_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "r.csv").exists()
 
 
-@pytest.mark.parametrize("name", [p.name for p in PROVIDERS if p.name != "compile"])  # which takes half a minute
+@pytest.mark.parametrize("name", [p.name for p in PROVIDERS if p.name not in ("compile", *MLP_ONLY)])
 def test_provider_runs_or_says_why_not(name: str) -> None:
-    """On a CPU: an absent provider has a reason; an available one is right on each op."""
+    """On a CPU: an absent provider has a reason; an available one is right on each op. (compile takes half a minute.)"""
     provider = by_name(name)
     if reason := provider.available("cpu"):
         assert len(reason) > 10
@@ -99,6 +101,35 @@ def test_provider_runs_or_says_why_not(name: str) -> None:
     for op in ("softmax", "layer_norm", "linear"):
         measurement = Measurement(provider, Bundle.of(task(op), "cpu"))
         assert measurement.verdict.right, f"{op}: {measurement.verdict.reason()}"
+
+
+@pytest.mark.parametrize("name", MLP_ONLY)
+def test_an_mlp_trains_with_less_memory_by_either_way(name: str) -> None:
+    """Both are right on forward and backward, whose peak memory a GPU row has, and refuse the rest."""
+    assert Measurement(by_name(name), Bundle.of(task("mlp", "fwd+bwd"), "cpu")).verdict.right
+    assert _kept(name) < _kept("ours")
+    for op, pass_ in (("linear", "fwd+bwd"), ("mlp", "fwd")):
+        with pytest.raises(Unsupported, match=r"MLP|fused_mlp"):
+            by_name(name).prepare(_workload(op, pass_))
+
+
+def _kept(name: str) -> int:
+    """How many tensors the provider's forward of an MLP keeps for the backward, its arguments apart."""
+    arguments = Bundle.of(task("mlp", "fwd+bwd"), "cpu").sets[0].args
+    given = {a.data_ptr() for a in arguments if isinstance(a, Tensor)}
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        by_name(name).prepare(_workload("mlp", "fwd+bwd")).call(*arguments)
+    return len({t.data_ptr() for t in kept} - given)
+
+
+def _workload(op: str, pass_: str) -> Workload:
+    return Workload(REGISTRY[op], task(op).case, pass_, (), {}, "cpu")
 
 
 @pytest.mark.parametrize("name", ["torchscript", "onnxruntime"])

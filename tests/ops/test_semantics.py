@@ -112,7 +112,8 @@ def test_opcheck(name: str) -> None:
             args = [a.detach().requires_grad_() if isinstance(a, torch.Tensor) else a for a in sample.args]
             with Recorder():
                 spec.public(*args, **sample.kwargs).sum().backward()
-    assert len(recorded) == 8
+    assert [func for func, _ in recorded].count(spec.fwd) == 4
+    assert [func for func, _ in recorded].count(spec.bwd) >= 4  # a linear's, with an activation, runs twice
     for func, args in recorded:
         torch.library.opcheck(func, args)
 
