@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ._backend import note_fallback
 from ._launch import column_sum, device_facts, launch
 from ._matmul_plan import FP8, FP8_CHUNK, common, config_of, forced, kernels, tiles, tma_layout
 from ._scratch import ensure_allocator
@@ -18,17 +19,26 @@ _no_warp_specialization: set[Any] = set()
 
 
 def launch_tma(kernel: Any, x: Tensor, M: int, N: int, config: MatmulConfig, *args: Any, **kwargs: Any) -> None:
-    """Launch a persistent kernel over descriptors. A warp-specialised configuration that does not compile is dropped."""
+    """Launch a persistent kernel over descriptors. A warp-specialised configuration that does not compile is
+    dropped, which is said once."""
     ensure_allocator()
     grid = min(device_facts(x)[1], tiles(M, N, config))
     if config.warp_specialize and (kernel, config) not in _no_warp_specialization:
         try:
             launch(kernel, grid, x, *args, **kwargs, WARP_SPECIALIZE=True)
-        except Exception:  # the compiler's passes raise RuntimeError and more
+        except Exception as error:  # the compiler's passes raise RuntimeError and more
             _no_warp_specialization.add((kernel, config))
+            _say_dropped(kernel, config, error)
         else:
             return
     launch(kernel, grid, x, *args, **kwargs, WARP_SPECIALIZE=False)
+
+
+def _say_dropped(kernel: Any, config: MatmulConfig, error: Exception) -> None:
+    tile = f"{config.block_m}x{config.block_n}x{config.block_k} num_warps={config.num_warps} num_stages={config.num_stages}"
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    reason = f"{tile} runs without warp specialisation, with which it does not compile: {type(error).__name__}: {first}"
+    note_fallback(kernel.fn.__name__, reason)
 
 
 def matmul(

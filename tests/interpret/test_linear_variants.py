@@ -193,7 +193,9 @@ def test_natural_choices(ran: list[str]) -> None:
         assert ran[0] == kernel, (M, N, K)
 
 
-def test_warp_specialisation_that_does_not_compile_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warp_specialisation_that_does_not_compile_is_dropped_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     asked: list[bool] = []
     launch = _matmul.launch
 
@@ -201,7 +203,7 @@ def test_warp_specialisation_that_does_not_compile_is_dropped(monkeypatch: pytes
         if "WARP_SPECIALIZE" in kwargs:
             asked.append(kwargs["WARP_SPECIALIZE"])
             if kwargs["WARP_SPECIALIZE"]:
-                raise RuntimeError("PassManager::run failed")
+                raise RuntimeError("\nPassManager::run failed\nmodule {\n")
         launch(*args, **kwargs)
 
     monkeypatch.setattr(_matmul, "launch", failing)
@@ -211,6 +213,20 @@ def test_warp_specialisation_that_does_not_compile_is_dropped(monkeypatch: pytes
         fused_linear(x, w, None, "gelu")
     assert mode.checked
     assert asked == [True, False, False]  # ContractMode runs twice: the second time it is not tried
+    (said,) = [r for r in caplog.records if r.name == "fused_ops"]
+    assert said.levelname == "WARNING"
+    for part in (
+        "linear_fwd_tma_kernel", "32x32x32", "num_warps=4", "without warp specialisation",
+        "RuntimeError: PassManager::run failed. ",
+    ):  # fmt: skip
+        assert part in said.getMessage()
+    assert "module" not in said.getMessage()  # the compiler's dump stays out
+
+
+def test_warp_specialisation_that_compiles_is_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    with forced_config(CONFIGS["tma_warp_specialized"]):
+        fused_linear(torch.randn(72, 40).half(), torch.randn(24, 40).half(), None, "gelu")
+    assert not [r for r in caplog.records if r.name == "fused_ops"]
 
 
 def test_allocator_is_set_in_every_thread() -> None:
