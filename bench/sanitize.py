@@ -1,4 +1,4 @@
-"""What compute-sanitizer watches: every op, forward and backward, on the samples that stress addressing. It is slow there.
+"""What compute-sanitizer watches: every op and every family of kernels, on the samples that stress addressing. It is slow there.
 
 compute-sanitizer --tool memcheck --error-exitcode 86 python3 -m bench.sanitize
 """
@@ -8,33 +8,39 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fused_ops import REGISTRY
-from fused_ops._spec import OpSpec, Sample
+from fused_ops._spec import FORWARD_ONLY, REGISTRY, OpSpec, Sample
 
-PICK = ("rows(37", "rows(9", "rows(33", "sliced", "offset", "transposed", "long_row", "inner", "wide", "gelu", "silu")
-MOST = 6  # samples an op and dtype
+# Beginnings of sample names, what stresses addressing most first: TMA descriptors whose tiles overhang, K in parts, rows in
+# chunks or packed, other dimensions than the last, views.
+PICK = (
+    "descriptors_recompute", "descriptors", "small_m_long_k", "long_k", "long_row", "long_masked", "inner", "wide", "sliced",
+    "offset", "transposed", "rows(37", "rows(9", "rows(33", "gelu", "silu",
+)  # fmt: skip
+MOST = 7  # samples an op and dtype
 
 
 def subset(spec: OpSpec, device: str, dtype: torch.dtype) -> Iterator[Sample]:
-    """At most MOST samples whose names say that they stress addressing, or else the first ones."""
-    samples = list(spec.samples(device, dtype))
-    chosen = [s for s in samples if s.name.startswith(PICK)] or samples
-    yield from chosen[:MOST]
+    """At most MOST samples: the first of each name in PICK, and a row of a length that no sample has."""
+    samples = {s.name: s for s in spec.samples(device, dtype)}
+    found = (next((name for name in samples if name.startswith(pick)), None) for pick in PICK)
+    names = [name for name in dict.fromkeys(found) if name is not None]
+    yield from (samples[name] for name in names[:MOST])
+    if spec.name == "softmax":
+        yield Sample("packed", (torch.randn(2, 32768, device=device).to(dtype), -1))  # forward and backward keep pairs
 
 
 def run(device: str, dtypes: tuple[torch.dtype, ...]) -> int:
     """Run the subset on device. Returns the number of calls made."""
     calls = 0
-    for name, spec in REGISTRY.items():
+    for name, spec in (REGISTRY | FORWARD_ONLY).items():
         for dtype in dtypes:
             for sample in subset(spec, device, dtype):
-                args = [
-                    a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in sample.args
-                ]
+                args = [_leaf(a) for a in sample.args] if name in REGISTRY else sample.args
                 out = spec.public(*args, **sample.kwargs)
                 first = out if isinstance(out, Tensor) else out[0]
                 if first.requires_grad:
@@ -44,6 +50,10 @@ def run(device: str, dtypes: tuple[torch.dtype, ...]) -> int:
                     torch.cuda.synchronize()
         print(f"{name}: done", flush=True)
     return calls
+
+
+def _leaf(value: Any) -> Any:
+    return value.detach().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 if __name__ == "__main__":
