@@ -15,6 +15,7 @@ from ._fuse import FuseReport, fuse, unfuse
 from ._spec import REGISTRY
 from .gated_linear import fused_gated_linear
 from .layer_norm import fused_layernorm
+from .layer_norm_fp8 import fused_layernorm_fp8
 from .linear import fused_linear
 from .linear_fp8 import fused_linear_fp8
 from .mlp import fused_mlp
@@ -22,8 +23,8 @@ from .softmax import fused_softmax
 
 __version__ = "0.1.0"
 __all__ = [
-    "REGISTRY", "FuseReport", "compile_with_aten", "explain", "fuse", "fused_gated_linear", "fused_layernorm", "fused_linear",
-    "fused_linear_fp8", "fused_mlp", "fused_softmax", "nn", "unfuse",
+    "REGISTRY", "FuseReport", "compile_with_aten", "explain", "fuse", "fused_gated_linear", "fused_layernorm",
+    "fused_layernorm_fp8", "fused_linear", "fused_linear_fp8", "fused_mlp", "fused_softmax", "nn", "unfuse",
 ]  # fmt: skip
 
 

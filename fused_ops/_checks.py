@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import torch
@@ -33,6 +33,14 @@ def require_device(op: str, argument: str, tensor: Tensor, device: torch.device)
 def require_shape(op: str, argument: str, tensor: Tensor, shape: Sequence[int]) -> None:
     if tuple(tensor.shape) != tuple(shape):
         refuse(RuntimeError, op, argument, f"shape {tuple(tensor.shape)}", f"shape {tuple(shape)}")
+
+
+def refuse_gradients(op: str, tensors: Iterable[tuple[str, Tensor | None]]) -> None:
+    """Refuse a tensor that requires a gradient while gradients are recorded: for ops that have none."""
+    if torch.is_grad_enabled():
+        for name, tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                refuse(RuntimeError, op, name, "a tensor that requires a gradient", "inference: torch.no_grad(), or detach()")
 
 
 def normalize_dim(op: str, dim: int, rank: int) -> int:

@@ -116,8 +116,8 @@ class OpSpec:
     """
 
     name: str
-    public: Callable[..., Tensor]
-    torch_fn: Callable[..., Tensor]
+    public: Callable[..., Any]
+    torch_fn: Callable[..., Any]
     schema: str
     reference: Callable[..., Any]
     launch: Callable[..., Any]

@@ -23,6 +23,7 @@ ROLES: dict[str, tuple[str, str]] = {
     "softmax_bwd": ("x x - -", "x"),
     "layer_norm_fwd": ("x v v -", "x s s"),
     "layer_norm_bwd": ("x x v s s - - - -", "x5 v6 v7"),
+    "layer_norm_fp8_fwd": ("x v v -", "x s"),
     "linear_fwd": ("x w b - -", "y y4"),
     "linear_bwd": ("y x w y - - - -", "x5 w6 b7"),
     "gated_linear_fwd": ("x w w b b - -", "y y6 y6"),

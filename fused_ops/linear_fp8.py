@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
 from ._activations import activate, check_activation
-from ._checks import refuse, require_device, require_float, require_shape, require_tensor
+from ._checks import refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
 from ._launch import device_facts, rows_of
 from ._matmul import matmul
 from ._matmul_plan import FP8
@@ -140,8 +140,7 @@ def _check(
     for name, tensor in tensors:
         if tensor is not None:
             require_device(op, name, tensor, x.device)
-            if tensor.requires_grad and torch.is_grad_enabled():
-                refuse(RuntimeError, op, name, "a tensor that requires a gradient", "inference: torch.no_grad(), or detach()")
+    refuse_gradients(op, tensors)
 
 
 SPEC = define(

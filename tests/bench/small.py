@@ -13,8 +13,9 @@ from fused_ops._spec import FORWARD_ONLY, Case
 
 
 def task(op: str, pass_: str = "fwd", kind: str = "wall", dtype: torch.dtype = torch.float32, rows: int = 24) -> Task:
-    """A task of softmax, layer_norm, linear, mlp or linear_fp8 with small arguments of the registry's form."""
+    """A task of softmax, layer_norm, layer_norm_fp8, linear, mlp or linear_fp8 with small arguments of the registry's form."""
     shapes: dict[str, tuple[int, ...]] = {"softmax": (rows, 40), "layer_norm": (rows, 40), "linear": (rows, 16, 40)}
+    shapes["layer_norm_fp8"] = shapes["layer_norm"]
     shapes["linear_fp8"] = shapes["mlp"] = shapes["linear"]
 
     def make(device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -23,7 +24,7 @@ def task(op: str, pass_: str = "fwd", kind: str = "wall", dtype: torch.dtype = t
 
         if op == "softmax":
             return (r(rows, 40),), {"dim": -1}
-        if op == "layer_norm":
+        if op.startswith("layer_norm"):
             return (r(rows, 40), (40,), r(40), r(40)), {}
         if op == "mlp":
             return (r(rows, 40), r(16, 40), r(16), r(40, 16), r(40), "gelu"), {}

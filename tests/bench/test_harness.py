@@ -155,6 +155,21 @@ def test_fp8_is_checked_and_refused_like_any_op() -> None:
         Measurement(by_name("scaled_mm"), Bundle.of(task("linear"), "cpu"))
 
 
+def test_an_fp8_output_may_differ_by_one_step_and_no_more() -> None:
+    bundle = Bundle.of(task("layer_norm_fp8", dtype=torch.bfloat16), "cpu")
+    for name in ("eager", "ours"):
+        verdict = Measurement(by_name(name), bundle).verdict
+        assert verdict.right, f"{name}: {verdict.reason()}"
+    q, scale = bundle.task.spec.public(*bundle.sets[0].args)
+    codes = q.view(torch.uint8)
+    near, far = codes.clone(), codes.clone()
+    near[0, 0] ^= 1  # a neighbour, or the next but one
+    far[0, codes[0].argmin()] = 126  # 448 where something near 0 belongs
+    assert bundle.check([near.view(q.dtype), scale], 0).right
+    assert not bundle.check([far.view(q.dtype), scale], 0).right
+    assert not bundle.check([q, scale * 1.2], 0).right
+
+
 def test_torchscript_says_whether_it_fused() -> None:
     prepared = Measurement(by_name("torchscript"), Bundle.of(task("linear"), "cpu")).prepared
     assert "TensorExprGroup" in prepared.configuration

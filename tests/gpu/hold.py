@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_ops._spec import OpSpec
+from fused_ops._spec import NO_BACKWARD, OpSpec
 from fused_ops.testing import ContractMode
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -27,8 +27,9 @@ def on_gpu(value: Any) -> Any:
 
 def hold(spec: OpSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run the public function in ContractMode; then backward, with a dy whose strides are not the output's."""
-    args = tuple(_leaf(on_gpu(a)) for a in args)
-    kwargs = {k: _leaf(on_gpu(v)) for k, v in kwargs.items()}
+    as_leaf = _leaf if spec.backward is not NO_BACKWARD else lambda value: value
+    args = tuple(as_leaf(on_gpu(a)) for a in args)
+    kwargs = {k: as_leaf(on_gpu(v)) for k, v in kwargs.items()}
     wanted = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.requires_grad]
     with ContractMode() as mode:
         out = spec.public(*args, **kwargs)

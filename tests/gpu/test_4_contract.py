@@ -1,4 +1,4 @@
-"""Every op of the registry on the GPU: its samples in every dtype, and its benchmark cases at their real sizes."""
+"""Every op, those for inference too, on the GPU: its samples in every dtype, and its benchmark cases at their real sizes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from fused_ops import REGISTRY
-from fused_ops._spec import Case
+from fused_ops._spec import FORWARD_ONLY, REGISTRY, Case
 
 from .hold import DTYPE_IDS, DTYPES, hold
 
 pytestmark = pytest.mark.gpu
+OPS = REGISTRY | FORWARD_ONLY
 MOST_ELEMENTS = 1 << 25  # of a row op's input: its fp64 reference takes eight times the bytes, several times over
 MOST_FLOPS = 3e11
 
@@ -20,7 +20,7 @@ MOST_FLOPS = 3e11
 def sample_cases() -> list[Any]:
     return [
         pytest.param(name, dtype, i, id=f"{name}-{label}-{sample.name}")
-        for name, spec in REGISTRY.items()
+        for name, spec in OPS.items()
         for dtype, label in zip(DTYPES, DTYPE_IDS)
         for i, sample in enumerate(spec.samples("cpu", dtype))
     ]
@@ -28,16 +28,17 @@ def sample_cases() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "dtype", "index"), sample_cases())
 def test_sample(name: str, dtype: torch.dtype, index: int) -> None:
-    sample = list(REGISTRY[name].samples("cpu", dtype))[index]
-    hold(REGISTRY[name], sample.args, sample.kwargs)
+    sample = list(OPS[name].samples("cpu", dtype))[index]
+    hold(OPS[name], sample.args, sample.kwargs)
 
 
 def bench_cases() -> list[Any]:
     return [
         pytest.param(name, case, id=f"{name}-{case.name}-{str(case.dtype)[6:]}")
-        for name, spec in REGISTRY.items()
+        for name, spec in OPS.items()
         for case in spec.bench.cases()
-        if case.dtype in DTYPES and max(spec.bench.bytes(case)) <= 6 * MOST_ELEMENTS * case.dtype.itemsize
+        if case.dtype in (*DTYPES, torch.float8_e4m3fn)
+        and max(spec.bench.bytes(case)) <= 6 * MOST_ELEMENTS * case.dtype.itemsize
         if spec.bench.flops(case)[0] <= MOST_FLOPS
     ]
 
@@ -46,13 +47,13 @@ def bench_cases() -> list[Any]:
 def test_bench_case(name: str, case: Case) -> None:
     """The sizes that are timed, with the configurations that timing uses; they are compiled here for the timing too."""
     args, kwargs = case.make("cuda")
-    hold(REGISTRY[name], args, kwargs)
+    hold(OPS[name], args, kwargs)
 
 
-@pytest.mark.parametrize("name", list(REGISTRY))
+@pytest.mark.parametrize("name", list(OPS))
 def test_refusals(name: str) -> None:
     """A refused call raises before anything is launched: the device is as it was, and the next call works."""
-    for sample in REGISTRY[name].errors("cuda"):
+    for sample in OPS[name].errors("cuda"):
         with pytest.raises(sample.raises, match=sample.match):
-            REGISTRY[name].public(*sample.args, **sample.kwargs)
+            OPS[name].public(*sample.args, **sample.kwargs)
     torch.cuda.synchronize()
