@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
-from ._activations import activate, activation_derivative, check_activation
+from ._activations import activate, activation_derivative
 from ._autograd import autocasting, hidden_grad, plain_aten
-from ._checks import refuse, require_device, require_float, require_shape, require_tensor
 from ._launch import KERNEL_DTYPES, rows_of
+from ._linear_checks import cast_all, check_gated_linear
 from ._matmul import product
 from ._matmul_gated import gate_bwd, matmul_gated, product_sum
 from ._matmul_grads import add, linear_grads, times_derivative
@@ -189,41 +189,14 @@ def _fused_gated_linear(
         return handle_torch_function(fused_gated_linear, overridable, x, w_gate, w_up, activation, b_gate, b_up)
     name = "none" if activation is None else activation
     autocast = isinstance(x, Tensor) and autocasting(x)
-    _check(x, w_gate, w_up, name, b_gate, b_up, autocast)
+    check_gated_linear(x, w_gate, w_up, name, b_gate, b_up, autocast)
     if plain_aten("gated_linear"):
         return gated_linear_plain(x, w_gate, w_up, name, b_gate, b_up)
-    if autocast and x.dtype is not torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, w_gate, w_up = x.to(dtype), w_gate.to(dtype), w_up.to(dtype)
-        b_gate = b_gate.to(dtype) if b_gate is not None else None
-        b_up = b_up.to(dtype) if b_up is not None else None
+    if autocast:
+        x, w_gate, w_up, b_gate, b_up = cast_all(x, w_gate, w_up, b_gate, b_up)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w_gate, w_up, b_gate, b_up)):
         return _GatedLinear.apply(x, w_gate, w_up, b_gate, b_up, name)[0]
     return _FWD(x, w_gate, w_up, b_gate, b_up, name, False)[0]
-
-
-def _check(
-    x: Tensor, w_gate: Tensor, w_up: Tensor, activation: str, b_gate: Tensor | None, b_up: Tensor | None, autocast: bool
-) -> None:
-    op = "fused_gated_linear"
-    require_tensor(op, "x", x)
-    require_float(op, "x", x)
-    check_activation(op, activation)
-    require_tensor(op, "w_gate", w_gate)
-    if w_gate.dim() != 2:
-        refuse(RuntimeError, op, "w_gate", f"shape {tuple(w_gate.shape)}", "shape (N, K)")
-    if x.dim() == 0 or x.shape[-1] != w_gate.shape[1]:
-        refuse(RuntimeError, op, "x", f"shape {tuple(x.shape)}", f"last dimension K = {w_gate.shape[1]} of w_gate")
-    shapes = (("w_gate", w_gate, w_gate.shape), ("w_up", w_up, w_gate.shape), ("b_gate", b_gate, w_gate.shape[:1]),
-              ("b_up", b_up, w_gate.shape[:1]))  # fmt: skip
-    for name, tensor, shape in shapes:
-        require_tensor(op, name, tensor, optional=name.startswith("b"))
-        if tensor is not None:
-            require_float(op, name, tensor)
-            require_shape(op, name, tensor, shape)
-            require_device(op, name, tensor, x.device)
-            if tensor.dtype is not x.dtype and not autocast:
-                refuse(RuntimeError, op, name, tensor.dtype, f"the dtype of x, {x.dtype}")
 
 
 SPEC = define(

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
-from ._activations import ACTIVATIONS, SAVES_OUTPUT, activate, activation_derivative, check_activation
-from ._autograd import FLOATS, autocasting, hidden_grad, plain_aten, take_saved
+from ._activations import ACTIVATIONS, SAVES_OUTPUT, activate, activation_derivative
+from ._autograd import autocasting, hidden_grad, plain_aten, take_saved
 from ._backend import NO_FP64, note_fallback
-from ._checks import refuse, require_device, require_float, require_tensor
 from ._direct import implementations, short_applies, undisturbed
 from ._launch import KERNEL_DTYPES, rows_of
+from ._linear_checks import cast_all, check_linear, fits_linear
 from ._matmul import act_bwd, matmul, matmul_epilogue, product
 from ._matmul_grads import add, linear_grads, times_derivative
 from ._matmul_plan import linear_plan
@@ -211,7 +211,7 @@ def fused_linear(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, a
 
 
 def _fused_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    if (device := undisturbed(input, weight, bias)) and _fits(input, weight, bias):
+    if (device := undisturbed(input, weight, bias)) and fits_linear(input, weight, bias):
         if activation is None:
             activation = "none"
         if activation in ACTIVATIONS:
@@ -223,13 +223,11 @@ def _fused_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation
         return handle_torch_function(fused_linear, overridable, input, weight, bias, activation)
     name = "none" if activation is None else activation
     autocast = isinstance(input, Tensor) and autocasting(input)
-    _check(input, weight, bias, name, autocast)
+    check_linear(input, weight, bias, name, autocast)
     if plain_aten("linear"):
         return linear_plain(input, weight, bias, name)
-    if autocast and input.dtype is not torch.float64:
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight = input.to(dtype), weight.to(dtype)
-        bias = bias.to(dtype) if bias is not None else None
+    if autocast:
+        input, weight, bias = cast_all(input, weight, bias)
     if weight.dim() == 1:  # as F.linear: the last dimension goes
         return _fused_linear(input, weight.unsqueeze(0), bias, activation).squeeze(-1)
     if bias is not None and bias.shape != weight.shape[:1]:
@@ -243,46 +241,6 @@ def _needs_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )  # fmt: skip
-
-
-def _fits(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """What _check checks, in one expression, for tensors on one device, a weight (N, K) and a bias (N,)."""
-    if weight is None:
-        return False
-    sizes, shape, dtype = x.shape, weight.shape, x.dtype
-    return (
-        len(shape) == 2
-        and len(sizes) > 0
-        and sizes[-1] == shape[1]
-        and dtype in FLOATS
-        and weight.dtype is dtype
-        and (bias is None or (bias.dtype is dtype and bias.shape == (shape[0],)))
-    )
-
-
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, autocast: bool) -> None:
-    op = "fused_linear"
-    require_tensor(op, "input", x)
-    require_tensor(op, "weight", weight)
-    require_float(op, "input", x)
-    check_activation(op, activation)
-    if weight.dim() not in (1, 2):
-        refuse(RuntimeError, op, "weight", f"shape {tuple(weight.shape)}", "shape (N, K) or (K,)")
-    if x.dim() == 0:
-        refuse(RuntimeError, op, "input", "a 0-d tensor", f"shape (*, {weight.shape[-1]})")
-    if x.shape[-1] != weight.shape[-1]:
-        got = f"shape {tuple(x.shape)}, whose last dimension is {x.shape[-1]}"
-        refuse(RuntimeError, op, "input", got, f"last dimension K = {weight.shape[-1]} of weight {tuple(weight.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None:
-            require_tensor(op, name, tensor, optional=True)
-            require_float(op, name, tensor)
-            require_device(op, name, tensor, x.device)
-            if tensor.dtype is not x.dtype and not autocast:
-                refuse(RuntimeError, op, name, tensor.dtype, f"the dtype of input, {x.dtype}")
-    N = weight.shape[0] if weight.dim() == 2 else 1
-    if bias is not None and tuple(bias.shape) not in ((N,), (1,), ()):
-        refuse(RuntimeError, op, "bias", f"shape {tuple(bias.shape)}", f"shape ({N},)")
 
 
 SPEC = define(

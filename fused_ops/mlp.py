@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
-from ._activations import SAVES_OUTPUT, activate, activation_derivative, check_activation
+from ._activations import SAVES_OUTPUT, activate, activation_derivative
 from ._autograd import autocasting, hidden_grad, plain_aten, take_saved
-from ._checks import refuse, require_device, require_float, require_shape, require_tensor
 from ._launch import KERNEL_DTYPES, column_sum, rows_of
+from ._linear_checks import cast_all, check_mlp
 from ._matmul import act_bwd, activated, matmul_dact, product
 from ._matmul_grads import add, linear_grads, times_derivative
 from ._matmul_plan import fp32_on_cublas
@@ -223,38 +223,14 @@ def _fused_mlp(
         return handle_torch_function(fused_mlp, given, *tensors, activation, recompute=recompute)
     name = "none" if activation is None else activation
     autocast = isinstance(x, Tensor) and autocasting(x)
-    _check(x, w1, b1, w2, b2, name, autocast)
+    check_mlp(x, w1, b1, w2, b2, name, autocast)
     if plain_aten("mlp"):
         return mlp_plain(x, w1, b1, w2, b2, name)
-    if autocast and x.dtype is not torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, w1, w2 = x.to(dtype), w1.to(dtype), w2.to(dtype)
-        b1, b2 = (b if b is None else b.to(dtype) for b in (b1, b2))
+    if autocast:
+        x, w1, b1, w2, b2 = cast_all(x, w1, b1, w2, b2)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w1, b1, w2, b2)):
         return _Mlp.apply(x, w1, b1, w2, b2, name, recompute)[0]
     return _FWD(x, w1, b1, w2, b2, name, False, False)[0]
-
-
-def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, autocast: bool) -> None:
-    op = "fused_mlp"
-    require_tensor(op, "x", x)
-    require_float(op, "x", x)
-    check_activation(op, activation)
-    for name, weight in (("w1", w1), ("w2", w2)):
-        require_tensor(op, name, weight)
-        if weight.dim() != 2:
-            refuse(RuntimeError, op, name, f"shape {tuple(weight.shape)}", "two dimensions")
-    (H, K), N = w1.shape, w2.shape[0]
-    if x.dim() == 0 or x.shape[-1] != K:
-        refuse(RuntimeError, op, "x", f"shape {tuple(x.shape)}", f"last dimension K = {K} of w1 {tuple(w1.shape)}")
-    for name, tensor, shape in (("w1", w1, (H, K)), ("w2", w2, (N, H)), ("b1", b1, (H,)), ("b2", b2, (N,))):
-        require_tensor(op, name, tensor, optional=name.startswith("b"))
-        if tensor is not None:
-            require_float(op, name, tensor)
-            require_shape(op, name, tensor, shape)
-            require_device(op, name, tensor, x.device)
-            if tensor.dtype is not x.dtype and not autocast:
-                refuse(RuntimeError, op, name, tensor.dtype, f"the dtype of x, {x.dtype}")
 
 
 SPEC = define(
