@@ -301,3 +301,21 @@ def test_scratch_is_kept_by_stream_and_never_shared_with_a_graph(monkeypatch: py
     captured = _scratch.scratch(1000, 128, 7)
     assert captured is not larger
     assert _scratch.scratch(1000, 128, 7) is not captured
+
+
+@pytest.mark.parametrize("family", ["linear", "linear_relu", "gated_linear", "mlp", "mlp_recompute", "mlp_relu"])
+def test_compiled_gradients_and_compiled_autograd(family: str) -> None:
+    """Backwards of two steps, which in eager mode let go of what was saved, are traced whole."""
+    from torch._dynamo import compiled_autograd
+
+    fused, _, shapes = FAMILIES[family]
+    tensors = [torch.randn(s, requires_grad=True) for s in shapes]
+    expected = torch.autograd.grad(fused(*tensors).square().sum(), tensors)
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(torch.autograd.grad(compiled(*tensors).square().sum(), tensors), expected):
+        torch.testing.assert_close(ours, theirs)
+    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        fused(*tensors).square().sum().backward()
+    for tensor, theirs in zip(tensors, expected):
+        torch.testing.assert_close(tensor.grad, theirs)
+    torch._dynamo.reset()
