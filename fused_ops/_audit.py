@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ._spec import FORWARD_ONLY, REGISTRY, AuditCase
+from .kernels.config import CLUSTER_TRITON
 
 ARCHITECTURES = (80, 90, 100, 120)
 KNOWN_ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120)  # kernels/aot.py knows the limits of these
@@ -30,7 +31,8 @@ class AuditRow:
     """What one kernel costs on one architecture. registers and spill_bytes are a thread's, shared_bytes a program's.
 
     load_bits and store_bits are the widths that move the most bytes; loads and stores hold the bits by width. occupancy
-    is programs an SM. error is the compiler's, where there is no kernel.
+    is programs an SM. cluster_accesses counts reads of another program's shared memory, num_ctas the programs of a cluster.
+    error is the compiler's, where there is no kernel; skipped says why a case is not for the Triton that compiles.
     """
 
     kernel: str
@@ -50,10 +52,15 @@ class AuditRow:
     shared_limit: int = 0
     loads: dict[str, int] = field(default_factory=dict)
     stores: dict[str, int] = field(default_factory=dict)
+    num_ctas: int = 1
+    cluster_accesses: int = 0
     error: str = ""
+    skipped: str = ""
 
     def findings(self) -> list[str]:
-        """What is wrong with the kernel; empty where nothing is."""
+        """What is wrong with the kernel; empty where nothing is, and where it was skipped."""
+        if self.skipped:
+            return []
         if self.error:
             return [f"does not compile: {self.error}"]
         found = []
@@ -63,6 +70,8 @@ class AuditRow:
             found.append(f"needs {self.shared_bytes} bytes of shared memory, the limit is {self.shared_limit}")
         if self.aligned and self.load_bits < VECTOR_BITS:
             found.append(f"loads {self.load_bits} bits at a time from aligned rows")
+        if self.num_ctas > 1 and not self.cluster_accesses:
+            found.append("shares nothing over its cluster")
         return found
 
     def as_json(self) -> dict[str, Any]:
@@ -91,7 +100,8 @@ def audit_cases(
                     "module": case.kernel.fn.__module__.rpartition(".")[2], "kernel": case.kernel.fn.__name__,
                     "config": case.config, "arch": arch, "dtype": case.dtype, "signature": case.signature,
                     "constexprs": case.constexprs, "num_warps": case.num_warps, "num_stages": case.num_stages,
-                    "aligned": case.aligned,
+                    "aligned": case.aligned, "num_ctas": case.num_ctas,
+                    "min_triton": list(CLUSTER_TRITON) if case.num_ctas > 1 else None,
                 }  # fmt: skip
                 same = json.dumps({k: v for k, v in entry.items() if k != "config"}, sort_keys=True)
                 cases.setdefault(same, entry)

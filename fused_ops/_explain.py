@@ -170,7 +170,7 @@ def _why_no_kernel(x: Tensor) -> str:
 
 def _step(kernel: Any, grid: int, options: dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
     name = kernel if isinstance(kernel, str) else getattr(kernel, "__name__", None) or kernel.fn.__name__
-    shown = {k: v for k, v in options.items() if k.isupper() or k in ("num_warps", "num_stages")}
+    shown = {k: v for k, v in options.items() if k.isupper() or k in ("num_warps", "num_stages", "num_ctas")}
     return name, grid, shown
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ._backend import BACKEND, INTERPRET, NVTX, chosen
+from ._cluster import WANTED as CLUSTER
 from ._compile import COMPILE_WITH_ATEN, INLINE
 from ._spec import FORWARD_ONLY, REGISTRY
 
@@ -36,6 +37,7 @@ def facts() -> dict[str, Any]:
         "gpu": _gpu(),
         "settings": {
             "FUSED_OPS_BACKEND": BACKEND, "TRITON_INTERPRET": INTERPRET, "FUSED_OPS_NVTX": NVTX, "FUSED_OPS_INLINE": INLINE,
+            "FUSED_OPS_CLUSTER": CLUSTER,
             "FUSED_OPS_COMPILE_WITH_ATEN": sorted(name for name, on in COMPILE_WITH_ATEN.items() if on),
         },
         "ops": ops,

@@ -87,6 +87,7 @@ class AuditCase:
     num_warps: int
     num_stages: int
     aligned: bool = True
+    num_ctas: int = 1
 
 
 @dataclass(frozen=True)

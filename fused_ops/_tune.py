@@ -19,12 +19,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .kernels.config import RowConfig, next_power_of_2
+from . import _cluster
+from .kernels.config import CLUSTER_CTAS, RowConfig, next_power_of_2
 
 KERNELS = ("softmax_fwd", "softmax_bwd", "layer_norm_fwd", "layer_norm_bwd")
-SOURCES = ("config", "layer_norm", "layer_norm_bwd", "reduce", "rows", "softmax", "softmax_packed")
+SOURCES = ("config", "layer_norm", "layer_norm_bwd", "reduce", "rows", "softmax", "softmax_cluster", "softmax_packed")
 VARIANTS = {"one_pass": KERNELS, "chunked": KERNELS, "packed": ("softmax_fwd", "softmax_bwd")}
-LIMITS = {"block_m": 4096, "block_n": 65536, "num_warps": 32, "num_stages": 8, "num_ctas": 1}
+MAX_COLUMNS = 65536  # of a block, of each program of a cluster
+LIMITS = {
+    "block_m": 4096, "block_n": MAX_COLUMNS * CLUSTER_CTAS, "num_warps": 32, "num_stages": 8, "num_ctas": CLUSTER_CTAS,
+}  # fmt: skip
 MAX_TILE = 1 << 20  # elements of one Triton tensor
 
 
@@ -40,11 +44,20 @@ class Key:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a table is for: the GPU's name, Triton's version, and the hash of the kernels' source."""
+    """What a table is for: the GPU's name, Triton's version, and the hash of the kernels' source.
+
+    clusters: whether this GPU and Triton run clusters. It follows from the others and is not in the table.
+    """
 
     gpu: str
     triton: str
     source: str
+    clusters: bool = False
+
+    @property
+    def table_keys(self) -> dict[str, str]:
+        """What the table says of itself."""
+        return {"gpu": self.gpu, "triton": self.triton, "source": self.source}
 
     @property
     def file_name(self) -> str:
@@ -66,11 +79,15 @@ def machine(device: int) -> Machine:
     import torch
     import triton
 
-    return Machine(torch.cuda.get_device_name(device), triton.__version__, source_hash())
+    clusters = _cluster.can_cluster(device)
+    return Machine(torch.cuda.get_device_name(device), triton.__version__, source_hash(), clusters)
 
 
-def check_config(key: Key, config: RowConfig) -> None:
-    """Raise ValueError unless config can launch the kernel of key: ranges, powers of two, and room for a row."""
+def check_config(key: Key, config: RowConfig, clusters: bool = False) -> None:
+    """Raise ValueError unless config can launch the kernel of key: ranges, powers of two, and room for a row.
+
+    clusters: whether the GPU and Triton that config is for run clusters.
+    """
     for name, value in asdict(config).items():
         if name == "variant":
             if value not in VARIANTS or key.kernel not in VARIANTS[value]:
@@ -81,6 +98,10 @@ def check_config(key: Key, config: RowConfig) -> None:
         raise ValueError(f"variant: packed rows are of 16-bit floats, one a program; got {key} and {config}")
     if config.variant != "chunked" and config.block_n < key.N:
         raise ValueError(f"block_n: got {config.block_n}, allowed: at least N = {key.N} unless chunked")
+    if config.num_ctas > 1:
+        _cluster.check_cluster(key.kernel, config, clusters)
+    if config.block_n > MAX_COLUMNS * config.num_ctas:
+        raise ValueError(f"block_n: got {config.block_n}, allowed: up to {MAX_COLUMNS} for each of num_ctas")
     if config.block_m * config.block_n > MAX_TILE:
         raise ValueError(f"block_m * block_n: got {config.block_m * config.block_n}, allowed: up to {MAX_TILE}")
 
@@ -90,7 +111,7 @@ def parse(text: str, owner: Machine) -> dict[Key, RowConfig]:
     table = json.loads(text)
     if type(table) is not dict or set(table) != {"gpu", "triton", "source", "entries"} or type(table["entries"]) is not list:
         raise ValueError("not a table of configurations")
-    if Machine(table["gpu"], table["triton"], table["source"]) != owner:
+    if {name: table[name] for name in owner.table_keys} != owner.table_keys:
         raise ValueError("of another GPU, Triton version or kernel source")
     configs: dict[Key, RowConfig] = {}
     for entry in table["entries"]:
@@ -103,7 +124,7 @@ def parse(text: str, owner: Machine) -> dict[Key, RowConfig]:
         if type(entry["config"]) is not dict or set(entry["config"]) != set(RowConfig.__dataclass_fields__):
             raise ValueError(f"config {entry['config']!r}")
         config = RowConfig(**entry["config"])
-        check_config(key, config)
+        check_config(key, config, owner.clusters)
         configs[key] = config
     return configs
 
@@ -150,7 +171,7 @@ def save(owner: Machine, entries: dict[Key, tuple[RowConfig, float]]) -> Path:
     rows = [{**asdict(k), "microseconds": time, "config": asdict(config)} for k, (config, time) in entries.items()]
     path = folder / owner.file_name
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
-        json.dump({**asdict(owner), "entries": rows}, file, indent=1)
+        json.dump({**owner.table_keys, "entries": rows}, file, indent=1)
     os.replace(file.name, path)
     return path
 
@@ -184,8 +205,8 @@ def measured(kernel: str, M: int, N: int, itemsize: int, device: int, packable: 
     return None if config is None or (config.variant == "packed" and not packable) else config
 
 
-def candidates(key: Key) -> list[RowConfig]:
-    """The configurations that tuning tries for key."""
+def candidates(key: Key, clusters: bool = False) -> list[RowConfig]:
+    """The configurations that tuning tries for key. clusters: whether the GPU and Triton run clusters."""
     block_n = next_power_of_2(key.N)
     values = 2 if key.kernel.endswith("bwd") else 1  # rows of values that a program holds
     found = []
@@ -201,12 +222,14 @@ def candidates(key: Key) -> list[RowConfig]:
             found += [
                 RowConfig(m, n, warps, "chunked") for m in rows for n in (2048, 4096, 8192) if m * n // (32 * warps) <= 64
             ]
-    return [config for config in found if _fits(key, config)]
+        if clusters:
+            found += _cluster.cluster_candidates(block_n, warps, values)
+    return [config for config in found if _fits(key, config, clusters)]
 
 
-def _fits(key: Key, config: RowConfig) -> bool:
+def _fits(key: Key, config: RowConfig, clusters: bool) -> bool:
     try:
-        check_config(key, config)
+        check_config(key, config, clusters)
     except ValueError:
         return False
     return True
@@ -225,7 +248,7 @@ def tune(
     for key in keys:
         if again or key not in entries:
             best: tuple[RowConfig, float] | None = None
-            for config in candidates(key):
+            for config in candidates(key, owner.clusters):
                 try:
                     time = measure(key, config)
                 except Exception:  # the compiler's failures have many types; a configuration that fails is no candidate

@@ -29,10 +29,11 @@ def _inner_kernels() -> Any:
 
 @functools.cache
 def _row_kernels() -> Any:
+    from ._cluster import clusters_wanted
     from ._tune import measured
-    from .kernels import rows, softmax, softmax_packed
+    from .kernels import rows, softmax, softmax_cluster, softmax_packed
 
-    return softmax, softmax_packed, rows.row_vectors, measured
+    return softmax, softmax_packed, softmax_cluster, rows.row_vectors, measured, clusters_wanted
 
 
 def softmax_reference(x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
@@ -127,20 +128,24 @@ def _fwd_plan(
     M: int, N: int, stride_xm: int, stride_xn: int, dtype: torch.dtype, out_dtype: torch.dtype, device: int
 ) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:
     """(kernel, grid, sizes, options) of the forward over rows."""
-    rows, packed, row_vectors, measured = _row_kernels()
+    rows, packed, cluster, row_vectors, measured, clusters_wanted = _row_kernels()
     itemsize = min(dtype.itemsize, out_dtype.itemsize)
     vec, edges, same = row_vectors(N, itemsize, stride_xn, (stride_xm, N))
     packable = dtype is out_dtype and itemsize == 2 and vec > 1 and same
     config = measured("softmax_fwd", M, N, itemsize, device, packable)
-    config = config or rows.softmax_fwd_config(M, N, itemsize, *facts_of(device), packable)
+    config = config or rows.softmax_fwd_config(M, N, itemsize, *facts_of(device), packable, clusters_wanted(device))
     options = {
         "stride_xm": stride_xm, "stride_ym": N, "VEC": vec, "EDGES": edges,
         "BLOCK_N": config.block_n, "num_warps": config.num_warps, "num_stages": config.num_stages,
     }  # fmt: skip
+    if config.num_ctas > 1:
+        options["num_ctas"] = config.num_ctas
     if config.variant == "packed":
         options |= {"BF16": dtype is torch.bfloat16, "ASM": not interpreting()}
         return packed.softmax_fwd_packed_kernel, M, (N,), options
     options |= {"stride_xn": stride_xn, "SAME": same}
+    if config.num_ctas > 1:
+        return cluster.softmax_fwd_cluster_kernel, M, (N,), options
     if config.variant == "chunked":
         return rows.softmax_fwd_chunked_kernel, M, (N,), options
     return rows.softmax_fwd_kernel, -(-M // config.block_m), (M, N), {**options, "BLOCK_M": config.block_m}
@@ -161,22 +166,26 @@ def _bwd_plan(
     dy_dtype: torch.dtype, y_dtype: torch.dtype, dx_dtype: torch.dtype, device: int,
 ) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:  # fmt: skip
     """(kernel, grid, sizes, options) of the backward over rows."""
-    rows, packed, row_vectors, measured = _row_kernels()
+    rows, packed, cluster, row_vectors, measured, clusters_wanted = _row_kernels()
     itemsize = min(dy_dtype.itemsize, y_dtype.itemsize, dx_dtype.itemsize)
     vec, edges, same = row_vectors(N, itemsize, 1 if stride_dyn == stride_yn == 1 else 0, (stride_dym, stride_ym, N))
     if edges and not same:
         vec, edges = 1, False
     packable = dy_dtype is y_dtype is dx_dtype and itemsize == 2 and vec > 1
     config = measured("softmax_bwd", M, N, itemsize, device, packable)
-    config = config or rows.softmax_bwd_config(M, N, itemsize, *facts_of(device), packable)
+    config = config or rows.softmax_bwd_config(M, N, itemsize, *facts_of(device), packable, clusters_wanted(device))
     options = {
         "stride_dym": stride_dym, "stride_ym": stride_ym, "stride_dxm": N, "VEC": vec, "EDGES": edges,
         "BLOCK_N": config.block_n, "num_warps": config.num_warps, "num_stages": config.num_stages,
     }  # fmt: skip
+    if config.num_ctas > 1:
+        options["num_ctas"] = config.num_ctas
     if config.variant == "packed":
         options |= {"BF16": y_dtype is torch.bfloat16, "ASM": not interpreting()}
         return packed.softmax_bwd_packed_kernel, M, (N,), options
     options |= {"stride_dyn": stride_dyn, "stride_yn": stride_yn, "SAME": same}
+    if config.num_ctas > 1:
+        return cluster.softmax_bwd_cluster_kernel, M, (N,), options
     if config.variant == "chunked":
         return rows.softmax_bwd_chunked_kernel, M, (N,), options
     return rows.softmax_bwd_kernel, -(-M // config.block_m), (M, N), {**options, "BLOCK_M": config.block_m}

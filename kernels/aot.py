@@ -97,13 +97,19 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def compile_case(case: dict[str, Any]) -> dict[str, Any]:
-    """Compile one case and return its row, or a row whose "error" says why it does not compile."""
+    """Compile one case and return its row, or a row whose "error" says why it does not compile.
+
+    A case with a "min_triton" later than this one is not compiled, and its row's "skipped" says so.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     row = {key: case[key] for key in ("kernel", "config", "arch", "dtype", "num_warps", "aligned")}
-    row["triton"] = triton.__version__
+    row |= {"triton": triton.__version__, "num_ctas": case.get("num_ctas", 1)}
+    least = case.get("min_triton")
+    if least and [int(part) for part in triton.__version__.split(".")[:2]] < least:
+        return row | {"skipped": f"needs Triton {'.'.join(map(str, least))} or later"}
     try:
         kernel = _kernel(case)
         signature, attrs = {}, {}
@@ -113,7 +119,7 @@ def compile_case(case: dict[str, Any]) -> dict[str, Any]:
             if divisible:
                 attrs[(i,)] = [["tt.divisibility", int(divisible)]]
         source = ASTSource(kernel, signature, case["constexprs"], attrs)
-        options = {"num_warps": case["num_warps"], "num_stages": case["num_stages"], "num_ctas": case.get("num_ctas", 1)}
+        options = {"num_warps": case["num_warps"], "num_stages": case["num_stages"], "num_ctas": row["num_ctas"]}
         options["enable_fp_fusion"] = True
         compiled = triton.compile(source, target=GPUTarget("cuda", case["arch"], 32), options=options)
         registers, spill = _resources(compiled.asm["cubin"])
@@ -126,6 +132,7 @@ def compile_case(case: dict[str, Any]) -> dict[str, Any]:
             "load_bits": _main_width(loads),
             "store_bits": _main_width(stores),
             "mma": matrix_instruction(ptx),
+            "cluster_accesses": ptx.count("ld.shared::cluster"),
             "loads": loads,
             "stores": stores,
             "occupancy": occupancy(case["arch"], registers, compiled.metadata.shared, case["num_warps"]),

@@ -19,12 +19,23 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
+CLUSTER_CTAS = 8  # programs of a cluster: as many as every GPU with clusters takes
+CLUSTER_CAPABILITIES = (9, 10)  # major; 12 has clusters as well, but nothing here is compiled or reckoned for them
+CLUSTER_TRITON = (3, 8)  # reductions over a cluster do not compile before
+
+
+def has_clusters(capability: tuple[int, int], triton: tuple[int, int]) -> bool:
+    """Whether a GPU of this compute capability runs clusters that this version of Triton compiles."""
+    return capability[0] in CLUSTER_CAPABILITIES and triton >= CLUSTER_TRITON
+
+
 @dataclass(frozen=True)
 class RowConfig:
     """How a row kernel is launched: BLOCK_M rows of BLOCK_N columns a program.
 
     variant: "one_pass" holds whole rows in registers as fp32; "packed" holds one row of 16-bit floats in pairs;
-    "chunked" takes a row in several BLOCK_N. num_ctas: programs of a cluster that share a row (Triton 3.8 and later).
+    "chunked" takes a row in several BLOCK_N. num_ctas: with more than 1, so many programs, a cluster, share one row of
+    BLOCK_N columns, each with its part in registers (has_clusters).
     """
 
     block_m: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .config import RowConfig, next_power_of_2, rows_that_fill
+from .config import CLUSTER_CTAS, RowConfig, next_power_of_2, rows_that_fill
 from .rows import aligned, edge_columns, split_row
 
 MAX_ONE_PASS_FWD = 32768  # columns whose fp32 values fit the registers of 32 warps without a spill
@@ -18,9 +18,14 @@ MAX_PACKED_FWD = 65536  # half of it where a row of pairs spills: compute capabi
 MAX_PACKED_BWD = 32768
 
 
-def _row_config(M: int, N: int, sms: int, one_pass: int, packed: int, per_thread: int) -> RowConfig:
+def _row_config(M: int, N: int, sms: int, one_pass: int, packed: int, per_thread: int, clusters: bool) -> RowConfig:
     block_n = next_power_of_2(N)
     if block_n > max(one_pass, packed):
+        part = block_n // CLUSTER_CTAS
+        if clusters and part <= (packed or one_pass):
+            # A part of 64k spills in 32 warps on one Triton version or another.
+            num_warps = 16 if part > 32768 else min(32, part // (32 * (32 if packed else per_thread)))
+            return RowConfig(1, block_n, num_warps, "packed" if packed else "one_pass", num_ctas=CLUSTER_CTAS)
         return RowConfig(1, 8192, num_warps=16, variant="chunked")
     if block_n > one_pass // 2 and packed:
         return RowConfig(1, block_n, num_warps=min(32, block_n // (32 * per_thread)), variant="packed")
@@ -33,18 +38,21 @@ def _row_config(M: int, N: int, sms: int, one_pass: int, packed: int, per_thread
 
 
 def softmax_fwd_config(
-    M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int, packable: bool = True
+    M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int, packable: bool = True, clusters: bool = False
 ) -> RowConfig:
-    """The configuration of the forward for M rows of N elements of itemsize bytes. packable: the packed kernel may run."""
+    """The configuration of the forward for M rows of N elements of itemsize bytes.
+
+    packable: the packed kernel may run. clusters: rows that no program holds may run as clusters.
+    """
     packed = (MAX_PACKED_FWD if capability[0] in (9, 10) else MAX_PACKED_FWD // 2) if packable and itemsize == 2 else 0
-    return _row_config(M, N, sms, MAX_ONE_PASS_FWD, packed, 32)
+    return _row_config(M, N, sms, MAX_ONE_PASS_FWD, packed, 32, clusters)
 
 
 def softmax_bwd_config(
-    M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int, packable: bool = True
+    M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int, packable: bool = True, clusters: bool = False
 ) -> RowConfig:
     """The configuration of the backward; two rows are live, so half the forward's tile."""
-    return _row_config(M, N, sms, MAX_ONE_PASS_BWD, MAX_PACKED_BWD if packable and itemsize == 2 else 0, 16)
+    return _row_config(M, N, sms, MAX_ONE_PASS_BWD, MAX_PACKED_BWD if packable and itemsize == 2 else 0, 16, clusters)
 
 
 @triton.jit

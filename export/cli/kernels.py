@@ -36,7 +36,7 @@ def audit(
     """Compile every kernel ahead of time, with no GPU, and show what it costs: registers, spills, memory access.
 
     Exits with 1 where a kernel spills, needs more shared memory than there is, loads aligned rows in less than 128 bits,
-    or does not compile.
+    or does not compile. What is for a later Triton than the one that compiles (clusters) is left out.
     """
     from fused_ops import _audit
 
@@ -55,6 +55,8 @@ def audit(
             progress.stop()
             typer.echo(f"fused-ops audit: {error}", err=True)
             raise typer.Exit(2) from None
+    version, skipped = rows[0].triton, [row.skipped for row in rows if row.skipped]
+    rows = [row for row in rows if not row.skipped]
     if as_json:
         typer.echo(json.dumps([row.as_json() for row in rows], indent=1))
     else:
@@ -62,7 +64,9 @@ def audit(
     wrong = [(row, finding) for row in rows for finding in row.findings()]
     for row, finding in wrong:
         typer.echo(f"{row.kernel} {row.config} {row.dtype} sm_{row.arch}: {finding}", err=True)
-    summary = f"{len(rows)} kernels compiled for {len(architectures)} architectures by Triton {rows[0].triton}"
+    summary = f"{len(rows)} kernels compiled for {len(architectures)} architectures by Triton {version}"
+    if skipped:
+        summary += f", {len(skipped)} skipped ({', '.join(sorted(set(skipped)))})"
     typer.echo(f"{summary}: {len(wrong)} findings" if wrong else f"{summary}: no findings", err=True)
     raise typer.Exit(1 if wrong else 0)
 

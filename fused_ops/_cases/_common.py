@@ -23,7 +23,7 @@ def randn(*shape: int, device: str, dtype: torch.dtype, seed: int = 0, scale: fl
 
 def audit_case(
     kernel: Any, config: str, dtype: torch.dtype, args: dict[str, Any], constexprs: dict[str, Any],
-    num_warps: int, num_stages: int = 1, aligned: bool | None = None,
+    num_warps: int, num_stages: int = 1, aligned: bool | None = None, num_ctas: int = 1,
 ) -> AuditCase:  # fmt: skip
     """args: name -> "*x" (a pointer of the case's dtype), another Triton type, or an int for an i32 size or stride.
 
@@ -44,7 +44,9 @@ def audit_case(
             signature[key] = value + ":16" if value.startswith("*") else value
     if aligned is None:
         aligned = all(v.endswith(":16") for k, v in signature.items() if k.startswith("stride"))
-    return AuditCase(kernel, config, name, signature, constants, num_warps, num_stages, aligned)
+    if num_ctas > 1:
+        config += f" clusters of {num_ctas}"
+    return AuditCase(kernel, config, name, signature, constants, num_warps, num_stages, aligned, num_ctas)
 
 
 def cross(first: Iterable[Any], second: Iterable[Any]) -> list[tuple[Any, Any]]:

@@ -128,12 +128,19 @@ BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager"
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
     """Every configuration the choosers can return, by row length."""
     from ..kernels import softmax, softmax_inner
+    from ..kernels.config import CLUSTER_TRITON, has_clusters
 
     M, sms = 65536, 132
     for N, dtype in cross((64, 197, 256, 512, 1000, 4096, 8192, 16384, 32768, 50257, 65536, 131072), _AUDIT_DTYPES):
         for packable in (True, False):
             yield _audit_rows(False, softmax.softmax_fwd_config(M, N, dtype.itemsize, capability, sms, packable), M, N, dtype)
             yield _audit_rows(True, softmax.softmax_bwd_config(M, N, dtype.itemsize, capability, sms, packable), M, N, dtype)
+    lengths = (50257, 65536, 128256, 256000, 262143, 524287) if has_clusters(capability, CLUSTER_TRITON) else ()
+    for N, (dtype, packable) in cross(lengths, cross(_AUDIT_DTYPES, (True, False))):
+        for backward, chooser in ((False, softmax.softmax_fwd_config), (True, softmax.softmax_bwd_config)):
+            config = chooser(M, N, dtype.itemsize, capability, sms, packable, True)
+            if config.num_ctas > 1:
+                yield _audit_rows(backward, config, M, N, dtype)
     for (N, K), dtype in cross(((197, 64), (4096, 1024)), _AUDIT_DTYPES):
         config = softmax_inner.softmax_inner_config(N, K, dtype.itemsize, capability, sms)
         three = {"o": N * K, "n": K, "k": 1}
@@ -149,7 +156,7 @@ def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
 
 def _audit_rows(backward: bool, config: Any, M: int, N: int, dtype: torch.dtype) -> AuditCase:
     """The kernel that config stands for, on contiguous rows."""
-    from ..kernels import rows, softmax, softmax_packed
+    from ..kernels import rows, softmax, softmax_cluster, softmax_packed
 
     names = ("dy", "y", "dx") if backward else ("x", "y")
     vec, edges, same = rows.row_vectors(N, dtype.itemsize, 1, (N,))
@@ -157,13 +164,16 @@ def _audit_rows(backward: bool, config: Any, M: int, N: int, dtype: torch.dtype)
     args |= {f"stride_{name}m": N for name in names} | {f"stride_{name}n": 1 for name in names[:-1]}
     constexprs = {"VEC": vec, "EDGES": edges, "SAME": same, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
     constexprs |= {"BF16": dtype is torch.bfloat16, "ASM": True}
-    module = softmax_packed if config.variant == "packed" else softmax
-    suffix = "" if config.variant == "one_pass" else f"_{config.variant}"
+    module, suffix = {
+        "one_pass": (softmax_cluster, "_cluster") if config.num_ctas > 1 else (softmax, ""),
+        "packed": (softmax_packed, "_packed"),
+        "chunked": (softmax, "_chunked"),
+    }[config.variant]
     kernel = getattr(module, f"softmax_{'bwd' if backward else 'fwd'}{suffix}_kernel")
     wanted = set(kernel.arg_names)
     args = {k: v for k, v in args.items() if k in wanted}
     constexprs = {k: v for k, v in constexprs.items() if k in wanted}
-    return audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1)
+    return audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1, num_ctas=config.num_ctas)
 
 
 _AUDIT_DTYPES = (torch.bfloat16, torch.float32)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import REGISTRY, _tune, _tune_measure
+from fused_ops import REGISTRY, _cluster, _tune, _tune_measure
 from fused_ops._launch import forget_plans
 from fused_ops.kernels import rows
 from fused_ops.kernels.config import RowConfig
@@ -27,7 +27,10 @@ SOFTMAX_CONFIGS = {
     "row": RowConfig(1, 256, 1),
     "packed": RowConfig(1, 256, 4, "packed"),
     "chunked": RowConfig(1, 64, 2, "chunked"),
+    "cluster": RowConfig(1, 256, 2, num_ctas=4),
+    "packed_cluster": RowConfig(1, 256, 2, "packed", num_ctas=4),
 }
+SUFFIXES = {"packed": "_packed", "packed_cluster": "_packed", "chunked": "_chunked", "cluster": "_cluster"}
 
 
 @pytest.fixture
@@ -37,15 +40,19 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str, RowCo
     import fused_ops.softmax
 
     launched: list[str] = []
+    ctas = {1}
 
     def force(module: Any, chooser: str, config: RowConfig) -> list[str]:
         forget_plans()
+        ctas.clear()
+        ctas.add(config.num_ctas)
         monkeypatch.setattr(module, chooser, lambda *_: config)
         for op in (fused_ops.softmax, fused_ops.layer_norm):
             launch = op.launch
 
             def spy(kernel: Any, *args: Any, launch: Any = launch, **kwargs: Any) -> None:
                 launched.append(kernel.__name__)
+                assert kwargs.get("num_ctas", 1) in ctas or "column_sum" in kernel.__name__
                 launch(kernel, *args, **kwargs)
 
             monkeypatch.setattr(op, "launch", spy)
@@ -87,8 +94,8 @@ SOFTMAX_CASES = [
     (variant, layout, dtype)
     for variant in SOFTMAX_CONFIGS
     for layout in LAYOUTS
-    for dtype in (HALF if variant == "packed" else (torch.float32, torch.bfloat16))
-    if variant != "packed" or layout not in UNPACKABLE
+    for dtype in (HALF if variant.startswith("packed") else (torch.float32, torch.bfloat16))
+    if not variant.startswith("packed") or layout not in UNPACKABLE
 ]
 
 
@@ -101,8 +108,7 @@ def test_softmax_forward(force: Any, variant: str, layout: str, dtype: torch.dty
     launched = force(softmax, "softmax_fwd_config", SOFTMAX_CONFIGS[variant])
     with ContractMode():
         REGISTRY["softmax"].fwd(x, 1, None)
-    suffix = f"_{variant}" if variant in ("packed", "chunked") else ""
-    assert set(launched) == {f"softmax_fwd{suffix}_kernel"}
+    assert set(launched) == {f"softmax_fwd{SUFFIXES.get(variant, '')}_kernel"}
 
 
 @pytest.mark.parametrize(("variant", "layout", "dtype"), SOFTMAX_CASES)
@@ -117,8 +123,7 @@ def test_softmax_backward(force: Any, variant: str, layout: str, dtype: torch.dt
     launched = force(softmax, "softmax_bwd_config", SOFTMAX_CONFIGS[variant])
     with ContractMode():
         REGISTRY["softmax"].bwd(dy, y, 1, dtype)
-    suffix = f"_{variant}" if variant in ("packed", "chunked") else ""
-    assert set(launched) == {f"softmax_bwd{suffix}_kernel"}
+    assert set(launched) == {f"softmax_bwd{SUFFIXES.get(variant, '')}_kernel"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -126,7 +131,7 @@ def test_softmax_to_another_dtype(force: Any, dtype: torch.dtype) -> None:
     from fused_ops.kernels import softmax
 
     other = torch.bfloat16 if dtype is torch.float32 else torch.float32
-    for variant in ("tile", "chunked"):
+    for variant in ("tile", "chunked", "cluster"):
         force(softmax, "softmax_fwd_config", SOFTMAX_CONFIGS[variant])
         with ContractMode():
             REGISTRY["softmax"].fwd(_layouts(dtype)["odd"], 1, other)
@@ -182,6 +187,41 @@ def test_layer_norm_backward_of_what_is_needed(force: Any, variant: str, needs: 
     _, mean, rstd = spec.fwd(x, w, None, 1e-5)
     with ContractMode():
         spec.bwd(dy, x, w, mean, rstd, *map(bool, needs), torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "triton", "kernels", "ctas"),
+    [
+        (True, (3, 8), ["softmax_fwd_cluster_kernel", "softmax_bwd_packed_kernel"], [8, 8]),
+        (False, (3, 8), ["softmax_fwd_chunked_kernel", "softmax_bwd_chunked_kernel"], [1, 1]),
+        (True, (3, 7), ["softmax_fwd_chunked_kernel", "softmax_bwd_chunked_kernel"], [1, 1]),
+    ],
+)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_clusters_are_chosen_by_request_where_they_can_run(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool, triton: tuple[int, int], kernels: list[str], ctas: list[int]
+) -> None:
+    import fused_ops.softmax
+
+    launched = []
+    launch = fused_ops.softmax.launch
+
+    def spy(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        launched.append((kernel.__name__, kwargs.get("num_ctas", 1)))
+        launch(kernel, *args, **kwargs)
+
+    monkeypatch.setattr(fused_ops.softmax, "launch", spy)
+    monkeypatch.setattr(_cluster, "WANTED", wanted)
+    monkeypatch.setattr(_cluster, "_triton", lambda: triton)
+    forget_plans()
+    x = torch.randn(2, 128256)
+    x[0, 16032:] = -INF  # all parts but the first
+    spec = REGISTRY["softmax"]
+    with ContractMode():
+        y = spec.fwd(x, 1, None).to(torch.bfloat16)
+        spec.bwd(torch.randn(2, 128256).to(torch.bfloat16), y, 1, torch.bfloat16)
+    assert list(dict.fromkeys(launched)) == list(zip(kernels, ctas))
+    forget_plans()
 
 
 def test_alignment_of_rows() -> None:
@@ -260,6 +300,7 @@ def test_tuning_measures_what_it_forces_and_refuses_what_is_wrong(
     key = _tune.Key(kernel, 4, 2056, itemsize)
     config = RowConfig(1, 4096, 8)
     other = RowConfig(1, 1024, 8, "chunked")
+    cluster = RowConfig(1, 4096, 8, num_ctas=4)
     launched: list[dict[str, Any]] = []
     module = importlib.import_module(f"fused_ops.{kernel[:-4]}")
     launch = module.launch
@@ -269,10 +310,11 @@ def test_tuning_measures_what_it_forces_and_refuses_what_is_wrong(
         launch(*args, **kwargs)
 
     monkeypatch.setattr(module, "launch", spy)
-    for wanted in (config, other):
+    for wanted in (config, other, cluster) if kernel in _cluster.CLUSTERED else (config, other):
         launched.clear()
         assert _tune_measure.measure(key, wanted, "cpu", lambda call: (call(), 0.002)[1]) == 2.0
-        assert {(k["BLOCK_N"], k["num_warps"]) for k in launched if "VEC" in k} == {(wanted.block_n, 8)}
+        seen = {(k["BLOCK_N"], k["num_warps"], k.get("num_ctas", 1)) for k in launched if "VEC" in k}
+        assert seen == {(wanted.block_n, 8, wanted.num_ctas)}
     monkeypatch.setattr(module, "launch", lambda *_, **__: None)  # outputs stay as they were
     with pytest.raises(AssertionError, match=kernel):
         _tune_measure.measure(key, config, "cpu", lambda call: 0.0)

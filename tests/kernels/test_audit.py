@@ -31,7 +31,8 @@ GROUPS = sorted({(case["kernel"], case["arch"]) for case in CASES})
 
 @pytest.fixture(scope="module")
 def rows() -> list[_audit.AuditRow]:
-    return _audit.run_audit(CASES, jobs=2)
+    """Compiled by this Triton, or by that of FUSED_OPS_TEST_PYTHON, an interpreter of another environment."""
+    return _audit.run_audit(CASES, jobs=2, python=os.environ.get("FUSED_OPS_TEST_PYTHON"))
 
 
 @pytest.mark.slow
@@ -39,6 +40,9 @@ def rows() -> list[_audit.AuditRow]:
 def test_compiled_kernels_pass_the_gate(rows: list[_audit.AuditRow], kernel: str, arch: int) -> None:
     group = [row for row in rows if (row.kernel, row.arch) == (kernel, arch)]
     assert group
+    if all(row.skipped for row in group):
+        pytest.skip(group[0].skipped)
+    group = [row for row in group if not row.skipped]
     findings = [f"{row.config} {row.dtype}: {finding}" for row in group for finding in row.findings()]
     assert findings == KNOWN.get((kernel, arch, group[0].triton), []), "\n".join(findings)
     for row in group:
@@ -78,6 +82,39 @@ def test_a_kernel_that_does_not_compile_is_a_finding() -> None:
     assert row.findings()[0].startswith("does not compile")
 
 
+def test_a_case_of_a_later_triton_is_skipped_and_is_no_finding() -> None:
+    case = next(c for c in CASES if c["kernel"] == "column_sum_kernel")
+    later, now, broken = (dict(case, min_triton=v) for v in ([99, 0], [3, 6], [99, 0]))
+    broken["constexprs"] = {"BLOCK_P": 3, "BLOCK_N": 64}
+    first, second, third = _audit.run_audit([later, now, broken], jobs=1)
+    assert first.skipped == third.skipped == "needs Triton 99.0 or later"
+    assert first.findings() == third.findings() == second.findings() == []
+    assert (first.registers, second.skipped) == (0, "")
+    assert second.registers > 0
+
+
+def test_clusters_are_audited_where_they_are() -> None:
+    clusters = [case for case in CASES if case["num_ctas"] > 1]
+    assert {case["arch"] for case in clusters} == {90, 100}
+    assert {case["kernel"] for case in clusters} >= {"softmax_fwd_cluster_kernel", "softmax_bwd_packed_kernel"}
+    assert all(case["min_triton"] == [3, 8] and "clusters of 8" in case["config"] for case in clusters)
+    assert all(case["min_triton"] is None for case in CASES if case["num_ctas"] == 1)
+
+
+@pytest.mark.slow
+def test_each_program_of_a_cluster_moves_its_part_only(rows: list[_audit.AuditRow]) -> None:
+    clusters = [(row, case) for row, case in zip(rows, CASES) if case["num_ctas"] > 1 and not row.skipped]
+    if not clusters:
+        pytest.skip("clusters need Triton 3.8 or later")
+    for row, case in clusters:
+        read = {"x_ptr", "w_ptr", "b_ptr", "dy_ptr"} | ({"y_ptr"} if "dy_ptr" in case["signature"] else set())
+        bits = 16 if row.dtype == "bf16" else 32
+        part = case["constexprs"]["BLOCK_N"] * bits // (case["num_ctas"] * 32 * case["num_warps"])  # of a thread
+        assert row.loads["128"] == part * len(read & set(case["signature"])), row
+        assert row.stores["128"] == part, row
+        assert row.cluster_accesses > 0, row
+
+
 def test_findings() -> None:
     good = _audit.AuditRow("k", "c", 90, "bf16", "3", 4, True, 32, 0, 0, 128, 128, "", 8, 232448)
     assert good.findings() == []
@@ -86,10 +123,12 @@ def test_findings() -> None:
         ({"shared_bytes": 232449}, "shared memory"),
         ({"load_bits": 64}, "loads 64 bits"),
         ({"error": "E: x"}, "does not compile"),
+        ({"num_ctas": 8}, "shares nothing"),
     ):
         (finding,) = dataclasses.replace(good, **change).findings()
         assert word in finding
     assert dataclasses.replace(good, load_bits=16, aligned=False).findings() == []
+    assert dataclasses.replace(good, num_ctas=8, cluster_accesses=1).findings() == []
     assert tuple(good.as_json()) == _audit.JSON_KEYS
 
 
@@ -125,6 +164,13 @@ def test_occupancy(arch: int, registers: int, shared: int, warps: int, programs:
 def test_unknown_architectures_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="allowed: some of 80, 86"):
         _audit.parse_architectures(text)
+
+
+def test_command_leaves_out_what_it_skips() -> None:
+    command = [sys.executable, "-m", "fused_ops", "audit", "--arch", "90", "--kernel", "softmax_fwd_cluster", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (json.loads(done.stdout) == []) == ("skipped (needs Triton 3.8 or later)" in done.stderr)
 
 
 def test_command_prints_the_published_keys() -> None:

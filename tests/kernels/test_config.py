@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fused_ops._tune import Key, check_config
 from fused_ops.kernels import layer_norm, layer_norm_bwd, softmax, softmax_inner
-from fused_ops.kernels.config import cdiv, next_power_of_2
+from fused_ops.kernels.config import CLUSTER_TRITON, cdiv, has_clusters, next_power_of_2
 
 CHOOSERS: dict[str, Callable[..., Any]] = {
     "softmax_fwd": softmax.softmax_fwd_config,
@@ -41,6 +41,43 @@ def test_no_packed_kernel_where_it_cannot_run(kernel: str, sizes: tuple[Any, ...
     assert CHOOSERS[kernel](*sizes, False).variant != "packed"
     if sizes[2] == 4:
         assert CHOOSERS[kernel](*sizes, True).variant != "packed"
+
+
+@pytest.mark.parametrize("kernel", ["softmax_fwd", "softmax_bwd"])
+@given(sizes=SIZES, packable=st.booleans())
+def test_a_cluster_takes_only_rows_that_no_program_holds(kernel: str, sizes: tuple[Any, ...], packable: bool) -> None:
+    M, N, itemsize, *_ = sizes
+    alone = CHOOSERS[kernel](*sizes, packable)
+    config = CHOOSERS[kernel](*sizes, packable, True)
+    assert alone.num_ctas == 1
+    assert alone == config or (alone.chunked and config.num_ctas > 1)
+    check_config(Key(kernel, next_power_of_2(M), N, itemsize), config, clusters=True)
+    if config.num_ctas > 1:
+        assert config.variant == ("packed" if packable and itemsize == 2 else "one_pass")
+        with pytest.raises(ValueError, match=r"num_ctas: got 8, allowed: 1.*3\.8"):
+            check_config(Key(kernel, next_power_of_2(M), N, itemsize), config)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "itemsize", "longest"),
+    [("softmax_fwd", 2, 524288), ("softmax_fwd", 4, 262144), ("softmax_bwd", 2, 262144), ("softmax_bwd", 4, 131072)],
+)
+def test_the_longest_row_of_a_cluster(kernel: str, itemsize: int, longest: int) -> None:
+    for N in (128256, longest):
+        assert CHOOSERS[kernel](64, N, itemsize, (9, 0), 132, True, True).num_ctas == 8
+    assert CHOOSERS[kernel](64, longest + 1, itemsize, (9, 0), 132, True, True).chunked
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "can"),
+    [
+        ((9, 0), (3, 8), True), ((10, 0), (3, 9), True), ((10, 3), (4, 0), True), ((9, 0), (3, 10), True),
+        ((9, 0), (3, 7), False), ((9, 0), (2, 9), False), ((8, 9), (3, 9), False), ((12, 0), (3, 9), False),
+    ],
+)  # fmt: skip
+def test_where_clusters_are(capability: tuple[int, int], triton: tuple[int, int], can: bool) -> None:
+    assert has_clusters(capability, triton) == can
+    assert CLUSTER_TRITON == (3, 8)
 
 
 @given(M=st.integers(1, 1 << 30), N=st.integers(1, 1 << 19), sms=st.sampled_from([1, 20, 132]))

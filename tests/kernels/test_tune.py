@@ -18,6 +18,7 @@ from fused_ops._tune import Key, Machine
 from fused_ops.kernels.config import RowConfig
 
 OWNER = Machine("NVIDIA Test 80GB", "3.9.0", "0" * 64)
+CLUSTERS = dataclasses.replace(OWNER, clusters=True)
 KEY = Key("softmax_fwd", 4096, 1000, 2)
 CONFIG = RowConfig(1, 1024, 4)
 
@@ -127,14 +128,54 @@ def test_a_measured_configuration_replaces_the_chosen_one(monkeypatch: pytest.Mo
     assert _tune.measured("softmax_fwd", 4096, 4096, 2, 0, packable=True) == RowConfig(1, 4096, 4, "packed")
 
 
+def test_a_cluster_is_believed_only_where_it_can_run(folder: Path) -> None:
+    long = Key("softmax_fwd", 64, 128256, 2)
+    cluster = RowConfig(1, 131072, 16, "packed", num_ctas=8)
+    path = _tune.save(CLUSTERS, {long: (cluster, 5.0)})
+    assert _tune.load(CLUSTERS) == {long: cluster}
+    assert set(json.loads(path.read_text())) == {"gpu", "triton", "source", "entries"}
+    with pytest.warns(UserWarning, match=r"num_ctas: got 8, allowed: 1.*compute capability 9 or 10.*Triton 3\.8"):
+        assert _tune.load(OWNER) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "config"),
+    [
+        (KEY, RowConfig(1, 1024, 4, num_ctas=16)),
+        (KEY, RowConfig(1, 1024, 4, num_ctas=3)),
+        (KEY, RowConfig(2, 1024, 4, num_ctas=2)),
+        (KEY, RowConfig(1, 1024, 4, "chunked", num_ctas=2)),
+        (Key("layer_norm_bwd", 64, 1000, 2), RowConfig(1, 1024, 4, num_ctas=2)),
+        (KEY, RowConfig(1, 131072, 4)),
+        (KEY, RowConfig(1, 262144, 4, num_ctas=2)),
+    ],
+)
+def test_a_cluster_that_cannot_launch_is_refused(key: Key, config: RowConfig) -> None:
+    with pytest.raises(ValueError, match="got"):
+        _tune.check_config(key, config, clusters=True)
+
+
+def test_tuning_tries_clusters_where_they_are() -> None:
+    long = Key("softmax_fwd", 4096, 128256, 2)
+    assert all(config.num_ctas == 1 for config in _tune.candidates(long))
+    found = [config for config in _tune.candidates(long, clusters=True) if config.num_ctas > 1]
+    assert {config.num_ctas for config in found} == {2, 4, 8}
+    assert {config.variant for config in found} == {"packed", "one_pass"}
+    assert all(config.num_ctas == 1 for config in _tune.candidates(KEY, clusters=True)), "a short row needs none"
+    tried: list[RowConfig] = []
+    _tune.tune([long], CLUSTERS, lambda _, config: tried.append(config) or 1.0)
+    assert set(found) <= set(tried)
+
+
 def test_every_candidate_is_valid_and_there_are_some() -> None:
     keys = _tune_measure.all_keys()
     assert {key.kernel for key in keys} == set(_tune.KERNELS)
     for key in keys:
-        found = _tune.candidates(key)
-        assert len(found) == len(set(found)) > 0, key
-        for config in found:
-            _tune.check_config(key, config)
+        for clusters in (False, True):
+            found = _tune.candidates(key, clusters)
+            assert len(found) == len(set(found)) > 0, key
+            for config in found:
+                _tune.check_config(key, config, clusters)
 
 
 def test_the_source_hash_covers_every_module_the_row_kernels_use() -> None:

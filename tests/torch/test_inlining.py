@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
-from fused_ops import _compile, fused_layernorm, fused_linear, fused_softmax
+from fused_ops import _compile, _tune, fused_layernorm, fused_linear, fused_softmax
 from fused_ops._launch import launch
+from fused_ops.kernels.config import RowConfig
 from tests.torch.calls import raw_operators
 
 triton = pytest.importorskip("triton")
@@ -73,6 +74,16 @@ def test_the_graph_holds_kernels(function: Any, args: Any) -> None:
         graph = graph_of(function, *(a.clone().requires_grad_(needs) for a in args))
         assert "triton_kernel_wrapper_functional" in targets(graph)
         assert raw_operators(graph) == set()
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_a_cluster_stays_opaque() -> None:
+    """torch takes no num_ctas into a graph: the operator is called, which launches the cluster itself."""
+    _tune.force("softmax_fwd", RowConfig(1, 128, 1, num_ctas=2))
+    try:
+        assert raw_operators(graph_of(fused_softmax, bf16(64, 128))) == {"fused_ops.softmax_fwd.default"}
+    finally:
+        _tune.force("softmax_fwd", None)
 
 
 def test_off_unless_asked_for_and_never_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
