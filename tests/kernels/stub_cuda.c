@@ -7,7 +7,7 @@
 static struct {
   unsigned grid[3], block[3], shared;
   unsigned long long stream, function;
-  int attributes, params;
+  int attributes, cluster, params;
   unsigned long long values[MAX_PARAMS];
 } last;
 static int sizes[MAX_PARAMS], expected;
@@ -22,8 +22,9 @@ void stub_expect(int count, const int *bytes) {
 long stub_launches(void) { return launches; }
 void stub_last(unsigned long long *out) {
   for (int i = 0; i < 3; i++) out[i] = last.grid[i], out[3 + i] = last.block[i];
-  out[6] = last.shared, out[7] = last.stream, out[8] = last.function, out[9] = last.attributes, out[10] = last.params;
-  memcpy(out + 11, last.values, sizeof last.values);
+  out[6] = last.shared, out[7] = last.stream, out[8] = last.function, out[9] = last.attributes, out[10] = last.cluster;
+  out[11] = last.params;
+  memcpy(out + 12, last.values, sizeof last.values);
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **params, void **extra) {
@@ -32,6 +33,9 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **par
   last.block[0] = config->blockDimX, last.block[1] = config->blockDimY, last.block[2] = config->blockDimZ;
   last.shared = config->sharedMemBytes, last.stream = (unsigned long long)config->hStream;
   last.function = (unsigned long long)f, last.attributes = config->numAttrs, last.params = expected;
+  last.cluster = 1;
+  for (unsigned i = 0; i < config->numAttrs; i++)
+    if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) last.cluster = config->attrs[i].value.clusterDim.x;
   for (int i = 0; i < expected; i++) last.values[i] = 0, memcpy(&last.values[i], params[i], sizes[i]);
   return CUDA_SUCCESS;
 }

@@ -17,7 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-FIELDS = ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared", "stream", "function", "attributes", "params")
+FIELDS = (
+    "grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared", "stream", "function", "attributes", "cluster", "params",
+)  # fmt: skip
 BYTES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "fp32": 4, "fp64": 8}
 
 
@@ -72,10 +74,10 @@ class Stub:
 
     def last(self) -> dict[str, Any]:
         """What the last launch was."""
-        out = (ctypes.c_ulonglong * 75)()
+        out = (ctypes.c_ulonglong * 76)()
         self.library.stub_last(out)
         launch: dict[str, Any] = dict(zip(FIELDS, out))
-        launch["values"] = list(out[11 : 11 + launch["params"]])
+        launch["values"] = list(out[12 : 12 + launch["params"]])
         return launch
 
 
@@ -87,6 +89,7 @@ class Compare:
 
         self.stub, self.compiled, self.original = stub, _compiled, _compiled.run
         self.through, self.seen, self.wrong = 0, 0, []
+        self.clusters: list[list[int]] = []  # (programs of the kernel, programs launched, programs a cluster)
         through = _compiled._through_triton
 
         def counted(*args: Any) -> Any:
@@ -109,6 +112,8 @@ class Compare:
         self.original(kernel, grid, device, stream, args, kwargs)
         direct = self.stub.last()
         self.seen += 1
+        if "num_ctas" in kwargs:
+            self.clusters.append([grid, direct["grid_x"], direct["cluster"]])
         if self.through != through:
             self.wrong.append([kernel.__name__, "the second call went through Triton"])
         if self.stub.launches() != launches + 1:
@@ -142,19 +147,43 @@ def _operations() -> None:
         layer_norm_launch(x[::2], None, None, 0.0)
 
 
+def _clusters() -> None:
+    """Calls of the launchers with rows of clusters, forced."""
+    import torch
+
+    from fused_ops import _tune
+    from fused_ops.kernels.config import RowConfig
+    from fused_ops.softmax import softmax_bwd_launch, softmax_launch
+
+    for variant in ("one_pass", "packed"):
+        for num_ctas in (2, 4, 8):
+            for kernel in ("softmax_fwd", "softmax_bwd"):
+                _tune.force(kernel, RowConfig(1, 1024, 1, variant, num_ctas=num_ctas))
+            for N in (1024, 1001):
+                x = torch.randn(3, N).to(torch.bfloat16)
+                softmax_bwd_launch(x, softmax_launch(x, 1, None), 1, x.dtype)
+    for kernel in ("softmax_fwd", "softmax_bwd"):
+        _tune.force(kernel, None)
+
+
 def check() -> dict[str, Any]:
     """What the direct path does otherwise than kernel[grid]: an empty list everywhere, and how much was compared."""
     import torch
     import triton
 
     from fused_ops import _compiled
+    from fused_ops._cluster import can_cluster
     from fused_ops._launch import launch
     from fused_ops.kernels.reduce import column_sum_kernel
 
     stub = Stub()
     compare = Compare(stub)
     _operations()
+    clusters = can_cluster(0)
+    if clusters:
+        _clusters()
     result: dict[str, Any] = {"triton": triton.__version__, "wrong": compare.wrong, "compared": compare.seen}
+    result["clusters"] = [clusters, compare.clusters]
 
     part, out = torch.ones(4, 64), torch.empty(64)
 

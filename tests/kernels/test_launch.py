@@ -50,6 +50,12 @@ def test_direct_launch_is_what_triton_launches(stub: Path, triton: str) -> None:
     result = _program(stub, "check", triton)
     assert result["compared"] > 70
     assert result["wrong"] == []
+    can, clusters = result["clusters"]
+    assert can == (tuple(map(int, result["triton"].split(".")[:2])) >= (3, 8))
+    assert len(clusters) == (24 if can else 0)
+    for programs, launched, cluster in clusters:  # a kernel's grid counts clusters, the driver's their programs
+        assert (programs, launched) == (3, 3 * cluster)
+    assert {cluster for *_, cluster in clusters} == ({2, 4, 8} if can else set())
     assert result["device"] == [True, True], "another device has a kernel and a stream of its own"
     assert result["threads"] == [[0, 1, 2, 3], 800]
     assert result["hooked"] == 1, "a profiler's hook sees the launch"
