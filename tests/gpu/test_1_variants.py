@@ -1,8 +1,10 @@
 """Row lengths that choose each variant of the row kernels, first of all those that nothing but a GPU can execute: rows kept
-packed (long), loads from an aligned window (odd lengths and odd strides), chunked rows, and whole-row tiles."""
+packed (long), loads from an aligned window (odd lengths and odd strides), chunked rows, and whole-row tiles. Clusters, which
+no chooser takes unasked, are forced."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_ops import REGISTRY
+from fused_ops import REGISTRY, _cluster, _tune, explain
+from fused_ops.kernels.config import RowConfig, next_power_of_2
 from fused_ops.testing import Expected, assert_within_contract
 
 from .hold import DTYPE_IDS, DTYPES, hold
@@ -55,6 +58,61 @@ def points() -> list[Any]:
 def test_row_length(op: str, dtype: torch.dtype, layout: str, N: int) -> None:
     args, kwargs = arguments(op, rows(N, dtype, layout)) or ((), {})
     hold(REGISTRY[op], args, kwargs)
+
+
+@pytest.fixture
+def clusters() -> Iterator[Callable[[int, int, str], None]]:
+    """clusters(N, num_ctas, variant): rows of N run as clusters in every kernel that can, until the test ends."""
+    if not _cluster.can_cluster(torch.cuda.current_device()):
+        pytest.skip("clusters need a GPU of compute capability 9 or 10 and Triton 3.8 or later")
+
+    def force(N: int, num_ctas: int, variant: str) -> None:
+        block_n = next_power_of_2(N)
+        for kernel in _cluster.CLUSTERED:
+            per_thread = 16 if kernel.endswith("bwd") and variant == "one_pass" else 32
+            num_warps = min(32, max(4, block_n // (num_ctas * 32 * per_thread)))
+            _tune.force(kernel, RowConfig(1, block_n, num_warps, variant, num_ctas=num_ctas))
+
+    yield force
+    for kernel in _cluster.CLUSTERED:
+        _tune.force(kernel, None)
+
+
+CLUSTERS = [
+    pytest.param(DTYPES[dtype], variant, num_ctas, layout, N, id=f"{DTYPE_IDS[dtype]}-{variant}-{num_ctas}-{layout}-{N}")
+    for dtype, variant in ((0, "packed"), (1, "packed"), (0, "one_pass"), (2, "one_pass"))
+    for num_ctas, layout, N in (
+        (8, "contiguous", 128256), (8, "contiguous", 131071), (8, "odd_stride", 100000), (8, "offset", 65536),
+        (4, "contiguous", 65536), (2, "contiguous", 16384), (2, "contiguous", 8191), (8, "contiguous", 4097),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "variant", "num_ctas", "layout", "N"), CLUSTERS)
+def test_clusters(clusters: Any, dtype: torch.dtype, variant: str, num_ctas: int, layout: str, N: int) -> None:
+    clusters(N, num_ctas, variant)
+    x = rows(N, dtype, layout)
+    launched = explain("softmax", x).steps
+    assert [config.get("num_ctas") for _, _, config in launched] == [num_ctas]
+    hold(REGISTRY["softmax"], (x,), {"dim": -1})
+
+
+@pytest.mark.parametrize("variant", ["one_pass", "packed"])
+def test_clusters_with_infinities(clusters: Any, variant: str) -> None:
+    """Rows whose every part but one is -inf, all -inf, with one NaN in the last part, with one +inf in the first; the same
+    bits on every run."""
+    clusters(131072, 8, variant)
+    x = torch.randn(64, 131072, device="cuda").to(torch.bfloat16)
+    for part in range(8):
+        x[part] = float("-inf")
+        x[part, part * 16384 + 5 : part * 16384 + 99] = 1.0
+    x[8], x[9, -1], x[10, 0] = float("-inf"), float("nan"), float("inf")
+    y = REGISTRY["softmax"].fwd(x, 1, None)
+    (expected,) = REGISTRY["softmax"].bound(x, 1, None)
+    assert_within_contract(y, expected)
+    for _ in range(20):
+        again = REGISTRY["softmax"].fwd(x, 1, None)
+        assert torch.equal(again.view(torch.int16), y.view(torch.int16))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=DTYPE_IDS[:2])
