@@ -13,7 +13,7 @@ from ._backend import TRUE_WORDS
 from ._launch import facts_of
 from .kernels.config import CLUSTER_CAPABILITIES, CLUSTER_CTAS, CLUSTER_TRITON, RowConfig, has_clusters
 
-CLUSTERED = ("softmax_fwd", "softmax_bwd")  # the kernels that run as clusters
+CLUSTERED = ("softmax_fwd", "softmax_bwd", "layer_norm_fwd")  # the kernels that run as clusters
 MIN_TUNED = 32768  # columns of the shortest block that tuning tries clusters for
 WANTED = os.environ.get("FUSED_OPS_CLUSTER", "0").lower() in TRUE_WORDS
 

@@ -23,7 +23,9 @@ from . import _cluster
 from .kernels.config import CLUSTER_CTAS, RowConfig, next_power_of_2
 
 KERNELS = ("softmax_fwd", "softmax_bwd", "layer_norm_fwd", "layer_norm_bwd")
-SOURCES = ("config", "layer_norm", "layer_norm_bwd", "reduce", "rows", "softmax", "softmax_cluster", "softmax_packed")
+SOURCES = (
+    "config", "layer_norm", "layer_norm_bwd", "layer_norm_cluster", "reduce", "rows", "softmax", "softmax_cluster", "softmax_packed",
+)  # fmt: skip
 VARIANTS = {"one_pass": KERNELS, "chunked": KERNELS, "packed": ("softmax_fwd", "softmax_bwd")}
 MAX_COLUMNS = 65536  # of a block, of each program of a cluster
 LIMITS = {

@@ -27,6 +27,14 @@ def _kernels() -> Any:
     return layer_norm, layer_norm_bwd, rows.whole_vectors, measured
 
 
+@functools.cache
+def _clusters() -> Any:
+    from ._cluster import clusters_wanted
+    from .kernels import layer_norm_cluster
+
+    return layer_norm_cluster, clusters_wanted
+
+
 def _stats_dtype(x: Tensor) -> torch.dtype:
     """fp32, as the kernels accumulate in; fp64 for fp64, which only ATen computes."""
     return torch.float64 if x.dtype is torch.float64 else torch.float32
@@ -83,12 +91,19 @@ def _fwd_plan(
     """(kernel, grid, sizes, options) of the forward."""
     fwd, _, row_vectors, measured = _kernels()
     config = measured("layer_norm_fwd", M, N, itemsize, device)
-    config = config or fwd.layer_norm_fwd_config(M, N, itemsize, *facts_of(device))
+    vec = row_vectors(N, itemsize, stride_xn, (stride_xm, N))
+    cluster, clusters_wanted = _clusters()
+    if config is None:
+        config = fwd.layer_norm_fwd_config(M, N, itemsize, *facts_of(device))
+        if vec > 1 and clusters_wanted(device):
+            config = cluster.layer_norm_fwd_cluster_config(config, N)
     options = {
         "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_ym": N, "HAS_WEIGHT": weight, "HAS_BIAS": bias, "STATS": stats,
-        "VEC": row_vectors(N, itemsize, stride_xn, (stride_xm, N)), "BLOCK_N": config.block_n,
+        "VEC": vec, "BLOCK_N": config.block_n,
         "num_warps": config.num_warps, "num_stages": config.num_stages,
     }  # fmt: skip
+    if config.num_ctas > 1:
+        return cluster.layer_norm_fwd_cluster_kernel, M, (N,), {**options, "num_ctas": config.num_ctas}
     if config.chunked:
         return fwd.layer_norm_fwd_chunked_kernel, M, (N,), options
     return fwd.layer_norm_fwd_kernel, -(-M // config.block_m), (M, N), {**options, "BLOCK_M": config.block_m}

@@ -147,7 +147,8 @@ BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager"
 
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
     """Every configuration the choosers can return, by row length."""
-    from ..kernels import layer_norm, layer_norm_bwd, reduce, rows
+    from ..kernels import layer_norm, layer_norm_bwd, layer_norm_cluster, reduce, rows
+    from ..kernels.config import CLUSTER_TRITON, has_clusters
 
     M, sms = 65536, 132
     lengths = (64, 197, 256, 512, 768, 1000, 1024, 1600, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -171,6 +172,15 @@ def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
         constexprs |= {"VEC": vec, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
         args = {**pointers, "M": M, "N": N, **strides}
         yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1)
+    for N, dtype in cross((65536, 128256, 256000) if has_clusters(capability, CLUSTER_TRITON) else (), _AUDIT_DTYPES):
+        config = layer_norm.layer_norm_fwd_config(M, N, dtype.itemsize, capability, sms)
+        config = layer_norm_cluster.layer_norm_fwd_cluster_config(config, N)
+        pointers = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y")} | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
+        args = {**pointers, "N": N, "stride_xm": N, "stride_xn": 1, "stride_ym": N, "eps": "fp32"}
+        constexprs = {"HAS_WEIGHT": True, "HAS_BIAS": True, "STATS": True}
+        constexprs |= {"VEC": 16 // dtype.itemsize, "BLOCK_N": config.block_n}
+        kernel = layer_norm_cluster.layer_norm_fwd_cluster_kernel
+        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, num_ctas=config.num_ctas)
     blocks = {"BLOCK_P": reduce.COLUMN_SUM_BLOCK_P, "BLOCK_N": reduce.COLUMN_SUM_BLOCK_N}
     args = {"part_ptr": "*fp32", "first_ptr": "*x", "second_ptr": "*x", "P": 528, "N": 768, "stride_pp": 768}
     yield audit_case(reduce.column_sum_kernel, "P=528 N=768", torch.bfloat16, args, blocks, 4)

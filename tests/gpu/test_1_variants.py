@@ -69,7 +69,7 @@ def clusters() -> Iterator[Callable[[int, int, str], None]]:
 
     def force(N: int, num_ctas: int, variant: str) -> None:
         block_n = next_power_of_2(N)
-        for kernel in _cluster.CLUSTERED:
+        for kernel in _cluster.CLUSTERED if variant == "one_pass" else ("softmax_fwd", "softmax_bwd"):
             per_thread = 16 if kernel.endswith("bwd") and variant == "one_pass" else 32
             num_warps = min(32, max(4, block_n // (num_ctas * 32 * per_thread)))
             _tune.force(kernel, RowConfig(1, block_n, num_warps, variant, num_ctas=num_ctas))
@@ -102,6 +102,9 @@ def test_clusters(clusters: Any, dtype: torch.dtype, variant: str, num_ctas: int
     with ContractMode():
         spec.bwd(dy, spec.fwd(x, 1, None), 1, dtype)
     hold(spec, (x,), {"dim": -1})
+    if variant == "one_pass":
+        w, b = torch.randn(2, N, device="cuda").to(dtype)
+        hold(REGISTRY["layer_norm"], (x, (N,), w, b), {})
 
 
 @pytest.mark.parametrize("variant", ["one_pass", "packed"])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import REGISTRY, _cluster, _tune, _tune_measure
+from fused_ops import REGISTRY, _cluster, _tune, _tune_measure, fused_layernorm
 from fused_ops._launch import forget_plans
 from fused_ops.kernels import rows
 from fused_ops.kernels.config import RowConfig
@@ -175,6 +175,24 @@ def test_layer_norm(force: Any, variant: str, layout: str, dtype: torch.dtype) -
     assert set(launched) == {f"layer_norm_bwd{suffix}_kernel"}
 
 
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "special"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_layer_norm_clusters(force: Any, layout: str, dtype: torch.dtype) -> None:
+    from fused_ops.kernels import layer_norm
+
+    x = _layouts(dtype)[layout] + 3
+    w, b = torch.randn(2, x.shape[1]).to(dtype)
+    launched = force(layer_norm, "layer_norm_fwd_config", RowConfig(1, 256, 2, num_ctas=4))
+    spec = REGISTRY["layer_norm"]
+    with ContractMode():
+        for weight, bias in ((w, b), (None, b), (w.float(), None)):
+            spec.fwd(x, weight, bias, 1e-5)
+        expected = torch.nn.functional.layer_norm(x.float(), x.shape[1:], w.float(), b.float())
+        torch.testing.assert_close(fused_layernorm(x, x.shape[1:], w, b).float(), expected, rtol=2e-3, atol=2e-3)
+    assert set(launched) == {"layer_norm_fwd_cluster_kernel"}
+
+
 @pytest.mark.parametrize("variant", LAYER_NORM_CONFIGS)
 @pytest.mark.parametrize("needs", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)], ids=str)
 def test_layer_norm_backward_of_what_is_needed(force: Any, variant: str, needs: tuple[int, int, int]) -> None:
@@ -221,6 +239,31 @@ def test_clusters_are_chosen_by_request_where_they_can_run(
         y = spec.fwd(x, 1, None).to(torch.bfloat16)
         spec.bwd(torch.randn(2, 128256).to(torch.bfloat16), y, 1, torch.bfloat16)
     assert list(dict.fromkeys(launched)) == list(zip(kernels, ctas))
+    forget_plans()
+
+
+@pytest.mark.parametrize(
+    ("N", "wanted", "kernel"), [(32776, True, "cluster"), (32776, False, "chunked"), (32777, True, "chunked")]
+)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_layer_norm_clusters_are_chosen_by_request(monkeypatch: pytest.MonkeyPatch, N: int, wanted: bool, kernel: str) -> None:
+    import fused_ops.layer_norm
+
+    launched = []
+    launch = fused_ops.layer_norm.launch
+
+    def spy(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        launched.append((kernel.__name__, kwargs.get("num_ctas", 1)))
+        launch(kernel, *args, **kwargs)
+
+    monkeypatch.setattr(fused_ops.layer_norm, "launch", spy)
+    monkeypatch.setattr(_cluster, "WANTED", wanted)
+    monkeypatch.setattr(_cluster, "_triton", lambda: (3, 8))
+    forget_plans()
+    w, b = torch.randn(2, N)
+    with ContractMode():
+        REGISTRY["layer_norm"].fwd(torch.randn(2, N) + 5, w, b, 1e-5)
+    assert set(launched) == {(f"layer_norm_fwd_{kernel}_kernel", 8 if kernel == "cluster" else 1)}
     forget_plans()
 
 

@@ -151,18 +151,21 @@ def _clusters() -> None:
     """Calls of the launchers with rows of clusters, forced."""
     import torch
 
-    from fused_ops import _tune
+    from fused_ops import _cluster, _tune
     from fused_ops.kernels.config import RowConfig
+    from fused_ops.layer_norm import layer_norm_launch
     from fused_ops.softmax import softmax_bwd_launch, softmax_launch
 
     for variant in ("one_pass", "packed"):
         for num_ctas in (2, 4, 8):
             for kernel in ("softmax_fwd", "softmax_bwd"):
                 _tune.force(kernel, RowConfig(1, 1024, 1, variant, num_ctas=num_ctas))
+            _tune.force("layer_norm_fwd", RowConfig(1, 1024, 1, num_ctas=num_ctas))
             for N in (1024, 1001):
                 x = torch.randn(3, N).to(torch.bfloat16)
+                layer_norm_launch(x, x[0], None, 1e-5)
                 softmax_bwd_launch(x, softmax_launch(x, 1, None), 1, x.dtype)
-    for kernel in ("softmax_fwd", "softmax_bwd"):
+    for kernel in _cluster.CLUSTERED:
         _tune.force(kernel, None)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fused_ops._tune import Key, check_config
-from fused_ops.kernels import layer_norm, layer_norm_bwd, softmax, softmax_inner
+from fused_ops.kernels import layer_norm, layer_norm_bwd, layer_norm_cluster, softmax, softmax_inner
 from fused_ops.kernels.config import CLUSTER_TRITON, cdiv, has_clusters, next_power_of_2
 
 CHOOSERS: dict[str, Callable[..., Any]] = {
@@ -66,6 +66,15 @@ def test_the_longest_row_of_a_cluster(kernel: str, itemsize: int, longest: int) 
     for N in (128256, longest):
         assert CHOOSERS[kernel](64, N, itemsize, (9, 0), 132, True, True).num_ctas == 8
     assert CHOOSERS[kernel](64, longest + 1, itemsize, (9, 0), 132, True, True).chunked
+
+
+@given(N=st.integers(1, 1 << 20), itemsize=st.sampled_from([2, 4]))
+def test_layer_norm_clusters(N: int, itemsize: int) -> None:
+    alone = layer_norm.layer_norm_fwd_config(64, N, itemsize, (9, 0), 132)
+    config = layer_norm_cluster.layer_norm_fwd_cluster_config(alone, N)
+    assert (config.num_ctas == 8) == (32768 < N <= 262144)
+    assert config.num_ctas == 8 or config == alone
+    check_config(Key("layer_norm_fwd", 64, N, itemsize), config, clusters=True)
 
 
 @pytest.mark.parametrize(
