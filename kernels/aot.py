@@ -96,14 +96,31 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def compiled_case(case: dict[str, Any]) -> Any:
+    """What Triton compiles a case to."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = _kernel(case)
+    signature, attrs = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        text = "constexpr" if name in case["constexprs"] else case["signature"][name]
+        signature[name], _, divisible = text.partition(":")
+        if divisible:
+            attrs[(i,)] = [["tt.divisibility", int(divisible)]]
+    source = ASTSource(kernel, signature, case["constexprs"], attrs)
+    options = {"num_warps": case["num_warps"], "num_stages": case["num_stages"], "num_ctas": case.get("num_ctas", 1)}
+    options["enable_fp_fusion"] = True
+    return triton.compile(source, target=GPUTarget("cuda", case["arch"], 32), options=options)
+
+
 def compile_case(case: dict[str, Any]) -> dict[str, Any]:
     """Compile one case and return its row, or a row whose "error" says why it does not compile.
 
     A case with a "min_triton" later than this one is not compiled, and its row's "skipped" says so.
     """
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     row = {key: case[key] for key in ("kernel", "config", "arch", "dtype", "num_warps", "aligned")}
     row |= {"triton": triton.__version__, "num_ctas": case.get("num_ctas", 1)}
@@ -111,17 +128,7 @@ def compile_case(case: dict[str, Any]) -> dict[str, Any]:
     if least and [int(part) for part in triton.__version__.split(".")[:2]] < least:
         return row | {"skipped": f"needs Triton {'.'.join(map(str, least))} or later"}
     try:
-        kernel = _kernel(case)
-        signature, attrs = {}, {}
-        for i, name in enumerate(kernel.arg_names):
-            text = "constexpr" if name in case["constexprs"] else case["signature"][name]
-            signature[name], _, divisible = text.partition(":")
-            if divisible:
-                attrs[(i,)] = [["tt.divisibility", int(divisible)]]
-        source = ASTSource(kernel, signature, case["constexprs"], attrs)
-        options = {"num_warps": case["num_warps"], "num_stages": case["num_stages"], "num_ctas": row["num_ctas"]}
-        options["enable_fp_fusion"] = True
-        compiled = triton.compile(source, target=GPUTarget("cuda", case["arch"], 32), options=options)
+        compiled = compiled_case(case)
         registers, spill = _resources(compiled.asm["cubin"])
         ptx = compiled.asm["ptx"]
         loads, stores = widths(ptx, "ld"), widths(ptx, "st")
