@@ -24,7 +24,7 @@ def _kernels() -> Any:
     from ._tune import measured
     from .kernels import layer_norm, layer_norm_bwd, rows
 
-    return layer_norm, layer_norm_bwd, rows.whole_vectors, measured
+    return layer_norm, layer_norm_bwd, rows, measured
 
 
 @functools.cache
@@ -89,13 +89,13 @@ def _fwd_plan(
     M: int, N: int, stride_xm: int, stride_xn: int, itemsize: int, device: int, weight: bool, bias: bool, stats: bool
 ) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:
     """(kernel, grid, sizes, options) of the forward."""
-    fwd, _, row_vectors, measured = _kernels()
+    fwd, _, rows, measured = _kernels()
+    vec, edges, same = rows.row_vectors(N, itemsize, stride_xn, (stride_xm, N))
     config = measured("layer_norm_fwd", M, N, itemsize, device)
-    vec = row_vectors(N, itemsize, stride_xn, (stride_xm, N))
     cluster, clusters_wanted = _clusters()
     if config is None:
-        config = fwd.layer_norm_fwd_config(M, N, itemsize, *facts_of(device))
-        if vec > 1 and clusters_wanted(device):
+        config = fwd.layer_norm_fwd_config(M, N, itemsize, *facts_of(device), vec > 1 and not edges)
+        if vec > 1 and not edges and clusters_wanted(device):
             config = cluster.layer_norm_fwd_cluster_config(config, N)
     options = {
         "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_ym": N, "HAS_WEIGHT": weight, "HAS_BIAS": bias, "STATS": stats,
@@ -103,10 +103,13 @@ def _fwd_plan(
         "num_warps": config.num_warps, "num_stages": config.num_stages,
     }  # fmt: skip
     if config.num_ctas > 1:
-        return cluster.layer_norm_fwd_cluster_kernel, M, (N,), {**options, "num_ctas": config.num_ctas}
+        options |= {"VEC": 1 if edges else vec, "num_ctas": config.num_ctas}
+        return cluster.layer_norm_fwd_cluster_kernel, M, (N,), options
+    options |= {"EDGES": edges, "SAME": same}
     if config.chunked:
         return fwd.layer_norm_fwd_chunked_kernel, M, (N,), options
-    return fwd.layer_norm_fwd_kernel, -(-M // config.block_m), (M, N), {**options, "BLOCK_M": config.block_m}
+    tiles = rows.row_tiles(M, config.block_m, vec if edges else 1)
+    return fwd.layer_norm_fwd_kernel, tiles, (M, N), {**options, "BLOCK_M": config.block_m}
 
 
 def _infer_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -163,16 +166,16 @@ def layer_norm_bwd_launch(
     """layer_norm_bwd_reference by Triton kernels; the same bits on every run."""
     if x.dtype not in KERNEL_DTYPES or x.numel() == 0:
         return layer_norm_bwd_reference(dy, x, weight, mean, rstd, need_dx, need_dw, need_db, bias_dtype)
-    _, bwd, row_vectors, measured = _kernels()
+    _, bwd, rows, measured = _kernels()
     N = x.shape[-1]
     dy2, x2 = rows_of(dy), rows_of(x)
     M = x2.shape[0]
     weight = weight if weight is None else weight.contiguous()
     capability, sms = device_facts(x)
     column_stride = 1 if dy2.stride(1) == x2.stride(1) == 1 else 0
-    vec = row_vectors(N, x.element_size(), column_stride, (dy2.stride(0), x2.stride(0), N))
+    vec = rows.whole_vectors(N, x.element_size(), column_stride, (dy2.stride(0), x2.stride(0), N))
     config = measured("layer_norm_bwd", M, N, x.element_size(), x.get_device())
-    config = config or bwd.layer_norm_bwd_config(M, N, x.element_size(), capability, sms)
+    config = config or bwd.layer_norm_bwd_config(M, N, x.element_size(), capability, sms, vec > 1)
     programs = bwd.layer_norm_bwd_programs(M, config, sms)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_dx else x.new_empty((0,))
     parts = torch.empty((int(need_dw) + int(need_db), programs, N), dtype=torch.float32, device=x.device)

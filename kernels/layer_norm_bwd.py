@@ -15,10 +15,15 @@ from .rows import aligned
 MAX_ONE_PASS_BWD = 8192  # columns for which x, dy and both accumulators fit the registers of 32 warps
 
 
-def layer_norm_bwd_config(M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int) -> RowConfig:
-    """The configuration of layer_norm_bwd_kernel (or its chunked form) for M rows of N elements of itemsize bytes."""
+def layer_norm_bwd_config(
+    M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int, whole: bool = True
+) -> RowConfig:
+    """The configuration of layer_norm_bwd_kernel (or its chunked form) for M rows of N elements of itemsize bytes.
+
+    whole: rows are whole vectors. Others spill beyond Hopper at more than 4096 columns.
+    """
     block_n = next_power_of_2(N)
-    if block_n > MAX_ONE_PASS_BWD:
+    if block_n > (MAX_ONE_PASS_BWD if whole or capability[0] < 10 else MAX_ONE_PASS_BWD // 2):
         return RowConfig(4, 2048, num_warps=16, variant="chunked")
     if block_n <= 256:
         return RowConfig(rows_that_fill(M, max(4, 2048 // block_n), sms, least=4), block_n, num_warps=4)

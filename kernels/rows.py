@@ -36,6 +36,12 @@ def whole_vectors(N: int, itemsize: int, column_stride: int, row_strides: tuple[
     return 1 if edges else vec
 
 
+def row_tiles(M: int, block_m: int, step: int) -> int:
+    """How many tiles of block_m rows, step apart (tile_rows), hold a row of M."""
+    groups, rest = divmod(M, block_m * step)
+    return groups * step + min(rest, step)
+
+
 @triton.jit
 def aligned(n, VEC: tl.constexpr):
     """n, a multiple of VEC, in a form from which every version of the compiler sees that it is one."""
@@ -49,6 +55,15 @@ def split_row(start, N, VEC: tl.constexpr):
     head = tl.minimum(first - start, N)
     count = tl.maximum((start + N) // VEC * VEC - first, 0)
     return head, count
+
+
+@triton.jit
+def tile_rows(tile, STEP: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The BLOCK_M rows of an int64 tile, STEP apart: STEP tiles share a run of STEP * BLOCK_M rows.
+
+    With STEP = VEC every row of a tile, and of the tiles that are multiples of VEC away, has the same head.
+    """
+    return tile // STEP * (STEP * BLOCK_M) + tile % STEP + STEP * tl.arange(0, BLOCK_M)
 
 
 @triton.jit

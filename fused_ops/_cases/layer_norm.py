@@ -151,19 +151,24 @@ def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
     from ..kernels.config import CLUSTER_TRITON, has_clusters
 
     M, sms = 65536, 132
-    lengths = (64, 197, 256, 512, 768, 1000, 1024, 1600, 4096, 8192, 16384, 32768, 65536, 131072)
-    for N, dtype in cross(lengths, _AUDIT_DTYPES):
+    for N, dtype in cross((*_AUDIT_WHOLE, *_AUDIT_ODD), _AUDIT_DTYPES):
         facts = (M, N, dtype.itemsize, capability, sms)
-        vec = rows.whole_vectors(N, dtype.itemsize, 1, (N,))
-        config = layer_norm.layer_norm_fwd_config(*facts)
+        vec, edges, same = rows.row_vectors(N, dtype.itemsize, 1, (N,))
+        whole = vec > 1 and not edges
+        config = layer_norm.layer_norm_fwd_config(*facts, whole)
         args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y")} | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
         args |= {"N": N} if config.chunked else {"M": M, "N": N}
         args |= {"stride_xm": N, "stride_xn": 1, "stride_ym": N, "eps": "fp32"}
         constexprs = {"HAS_WEIGHT": True, "HAS_BIAS": True, "STATS": True, "VEC": vec, "BLOCK_N": config.block_n}
+        constexprs |= {"EDGES": edges, "SAME": same}
         constexprs |= {} if config.chunked else {"BLOCK_M": config.block_m}
         kernel = layer_norm.layer_norm_fwd_chunked_kernel if config.chunked else layer_norm.layer_norm_fwd_kernel
-        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1)
-        config = layer_norm_bwd.layer_norm_bwd_config(*facts)
+        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=whole)
+        if edges:  # w and b, at any offset, take narrow loads, two for each element of x: so the widths are judged without
+            constexprs |= {"HAS_WEIGHT": False, "HAS_BIAS": False}
+            yield audit_case(kernel, f"N={N} plain", dtype, args, constexprs, config.num_warps, aligned=True)
+        vec = rows.whole_vectors(N, dtype.itemsize, 1, (N,))
+        config = layer_norm_bwd.layer_norm_bwd_config(*facts, vec > 1)
         kernel = layer_norm_bwd.layer_norm_bwd_chunked_kernel if config.chunked else layer_norm_bwd.layer_norm_bwd_kernel
         pointers = {"dy_ptr": "*x", "x_ptr": "*x", "w_ptr": "*x", "mean_ptr": "*fp32", "rstd_ptr": "*fp32", "dx_ptr": "*x"}
         pointers |= {"dw_part_ptr": "*fp32", "db_part_ptr": "*fp32"}
@@ -187,3 +192,5 @@ def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
 
 
 _AUDIT_DTYPES = (torch.bfloat16, torch.float32)
+_AUDIT_WHOLE = (64, 256, 512, 768, 1000, 1024, 1600, 4096, 8192, 16384, 32768, 65536, 131072)
+_AUDIT_ODD = (197, 1001, 1023, 4097, 8191, 50257)

@@ -193,6 +193,22 @@ def test_layer_norm_clusters(force: Any, layout: str, dtype: torch.dtype) -> Non
     assert set(launched) == {"layer_norm_fwd_cluster_kernel"}
 
 
+@pytest.mark.parametrize("variant", ["tile", "row", "chunked"])
+@pytest.mark.parametrize("N", [67, 68])
+@pytest.mark.parametrize("M", [1, 7, 8, 75])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_layer_norm_of_rows_that_start_anywhere(force: Any, variant: str, N: int, M: int) -> None:
+    from fused_ops.kernels import layer_norm
+
+    force(layer_norm, "layer_norm_fwd_config", LAYER_NORM_CONFIGS[variant])
+    x = (torch.randn(M, N) + 100).half()
+    w, b = torch.randn(2, N)
+    with ContractMode():
+        first = REGISTRY["layer_norm"].fwd(x, w, b, 1e-5)
+    for out, again in zip(first, REGISTRY["layer_norm"].fwd(x, w, b, 1e-5)):
+        assert torch.equal(out, again)
+
+
 @pytest.mark.parametrize("variant", LAYER_NORM_CONFIGS)
 @pytest.mark.parametrize("needs", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)], ids=str)
 def test_layer_norm_backward_of_what_is_needed(force: Any, variant: str, needs: tuple[int, int, int]) -> None:
@@ -267,6 +283,18 @@ def test_layer_norm_clusters_are_chosen_by_request(monkeypatch: pytest.MonkeyPat
     forget_plans()
 
 
+@pytest.mark.parametrize(
+    ("M", "block_m", "step"), [(1, 1, 1), (9, 4, 1), (9, 4, 8), (64, 4, 8), (75, 4, 8), (13, 1, 8), (0, 4, 8)]
+)
+def test_tiles_hold_each_row_once(M: int, block_m: int, step: int) -> None:
+    tiles = [
+        [t // step * step * block_m + t % step + step * i for i in range(block_m)]
+        for t in range(rows.row_tiles(M, block_m, step))
+    ]
+    assert sorted(row for tile in tiles for row in tile if row < M) == list(range(M))
+    assert all(tile[0] < M for tile in tiles)
+
+
 def test_alignment_of_rows() -> None:
     assert rows.row_vectors(256, 2, 1, (256, 256)) == (8, False, True)
     assert rows.row_vectors(200, 2, 1, (200, 200)) == (8, False, True)
@@ -324,6 +352,46 @@ def test_softmax_reads_nothing_outside_its_input(force: Any, variant: str, N: in
         y, _kept3 = _at_the_end_of_a_page(y)
         (expected,) = spec.backward.bound(dy, y, 1, torch.float16)
         assert_within_contract(spec.bwd(dy, y, 1, torch.float16), expected)
+
+    assert _in_a_child(run) == 0
+
+
+@pytest.mark.parametrize("variant", LAYER_NORM_CONFIGS)
+@pytest.mark.parametrize("N", [197, 200, 255])
+def test_layer_norm_touches_nothing_outside_its_tensors(
+    force: Any, monkeypatch: pytest.MonkeyPatch, variant: str, N: int
+) -> None:
+    import fused_ops.layer_norm
+    from fused_ops.kernels import layer_norm, layer_norm_bwd
+
+    force(layer_norm, "layer_norm_fwd_config", LAYER_NORM_CONFIGS[variant])
+    force(layer_norm_bwd, "layer_norm_bwd_config", LAYER_NORM_CONFIGS[variant])
+    spec = REGISTRY["layer_norm"]
+    kept: list[mmap.mmap] = []
+
+    def guarded(values: Tensor) -> Tensor:
+        tensor, memory = _at_the_end_of_a_page(values)
+        kept.append(memory)
+        return tensor
+
+    def launch(kernel: Any, grid: int, anchor: Tensor, *args: Any, **kwargs: Any) -> None:
+        copies = [guarded(a) if isinstance(a, Tensor) and a.numel() else a for a in args]
+        kernel[(grid,)](*copies, **kwargs)
+        for a, copy in zip(args, copies):
+            if isinstance(a, Tensor) and a.numel():
+                a.copy_(copy)
+
+    monkeypatch.setattr(fused_ops.layer_norm, "launch", launch)
+
+    def run() -> None:
+        x, dy = torch.randn(2, 13, N).half()
+        w, b = torch.randn(2, N).half()
+        outputs = spec.launch(x, w, b, 1e-5)
+        for out, expected in zip(outputs, spec.bound(x, w, b, 1e-5)):
+            assert_within_contract(out, expected)
+        args = (dy, x, w, *outputs[1:], True, True, True, torch.float16)
+        for out, expected in zip(spec.backward.launch(*args), spec.backward.bound(*args)):
+            assert_within_contract(out, expected)
 
     assert _in_a_child(run) == 0
 
