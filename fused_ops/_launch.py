@@ -33,7 +33,7 @@ def _cuda_facts(index: int) -> tuple[tuple[int, int], int]:
     return (properties.major, properties.minor), properties.multi_processor_count
 
 
-_recorder: Callable[[Any, int, dict[str, Any]], bool] | None = None
+_recorder: Callable[[Any, int, tuple[Any, ...], dict[str, Any]], bool] | None = None
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def recorded() -> Iterator[list[tuple[Any, int, dict[str, Any]]]]:
     launches: list[tuple[Any, int, dict[str, Any]]] = []
     thread = threading.get_ident()
 
-    def record(kernel: Any, grid: int, kwargs: dict[str, Any]) -> bool:
+    def record(kernel: Any, grid: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if threading.get_ident() != thread:
             return False
         launches.append((kernel, grid, kwargs))
@@ -71,7 +71,7 @@ def launch(kernel: Any, grid: int, anchor: Tensor, *args: Any, **kwargs: Any) ->
 
     args: tensors of that device and ints. kwargs: ints, floats, constexprs and options such as num_warps.
     """
-    if grid == 0 or (_recorder is not None and _recorder(kernel, grid, kwargs)):
+    if grid == 0 or (_recorder is not None and _recorder(kernel, grid, args, kwargs)):
         return
     if type(anchor) is FunctionalTensor:  # AOTAutograd is tracing
         traced_launch(kernel, grid, args, kwargs)
