@@ -14,7 +14,7 @@ from . import _cases
 from ._autograd import FLOATS, autocasts_to_fp32, differentiable_backward, plain_aten
 from ._backend import NO_FP64, note_fallback
 from ._checks import refuse, require_device, require_float, require_shape, require_tensor
-from ._direct import implementations, short_applies, undisturbed
+from ._direct import implementations, short_applies, short_way
 from ._launch import KERNEL_DTYPES, column_sums, device_facts, empty_of, facts_of, launch, plan, rows_and_strides, rows_of
 from ._spec import Backward, OpSpec, define
 
@@ -112,22 +112,17 @@ def _fwd_plan(
     return fwd.layer_norm_fwd_kernel, tiles, (M, N), {**options, "BLOCK_M": config.block_m}
 
 
-def _infer_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """layer_norm_reference's y alone: no statistics without a backward."""
-    return torch.layer_norm(x, x.shape[-1:], weight, bias, eps).contiguous()
-
-
 def _train_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
     """layer_norm_reference with statistics as ATen has them, (..., 1): squeezing them here would take 2 µs."""
-    if x.dtype is torch.float32 and (weight is None or weight.dtype is x.dtype) and (bias is None or bias.dtype is x.dtype):
-        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
-        return y.contiguous(), mean, rstd
+    if x.dtype is torch.float32:  # and so must weight and bias be, in ATen
+        return torch.native_layer_norm(x, (x.shape[-1],), weight, bias, eps)
     return layer_norm_reference(x, weight, bias, eps)
 
 
-def _infer_launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _infer_launch(x: Tensor, shape: tuple[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """torch.layer_norm over the last dimension, which shape is the size of: y alone, no statistics without a backward."""
     if x.dtype not in KERNEL_DTYPES:
-        return _infer_reference(x, weight, bias, eps)
+        return torch.layer_norm(x, shape, weight, bias, eps)
     y = empty_of(x, x.dtype)
     if x.numel() != 0:
         _launch_fwd(x, weight, bias, y, None, None, eps)
@@ -266,8 +261,17 @@ def _fused_layernorm(
     input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if (device := undisturbed(input, weight, bias)) and len(shape) == 1 and _fits(input, shape, weight, bias):
-        return (_APPLY if _needs_grad(input, weight, bias) else _INFER)[device](input, weight, bias, eps)
+    way = short_way(input, weight, bias)
+    if way == "aten":
+        if input.dtype in FLOATS:
+            try:
+                return _INFER[way](input, shape, weight, bias, eps)
+            except Exception:  # what ATen refuses is refused below, in our words
+                pass
+    elif way and len(shape) == 1 and _fits(input, shape, weight, bias):
+        if way == "cuda":
+            return _INFER[way](input, shape, weight, bias, eps)
+        return _APPLY[way](input, weight, bias, eps)
     if has_torch_function_variadic(input, weight, bias):
         overridable = tuple(t for t in (input, weight, bias) if t is not None)
         return handle_torch_function(fused_layernorm, overridable, input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
@@ -354,5 +358,5 @@ SPEC = define(
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd
 _TRAIN = implementations("layer_norm_fwd", _train_reference, layer_norm_launch)
-_INFER = implementations("layer_norm_fwd", _infer_reference, _infer_launch)
+_INFER = implementations("layer_norm_fwd", torch.layer_norm, _infer_launch)
 _APPLY = short_applies(_LayerNorm, _forward, _TRAIN)

@@ -13,9 +13,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _cases
 from ._activations import ACTIVATIONS, SAVES_OUTPUT, activate, activation_derivative
-from ._autograd import autocasting, hidden_grad, plain_aten, take_saved
+from ._autograd import FLOATS, autocasting, hidden_grad, plain_aten, take_saved
 from ._backend import NO_FP64, note_fallback
-from ._direct import implementations, short_applies, undisturbed
+from ._direct import implementations, short_applies, short_way
 from ._launch import KERNEL_DTYPES, rows_of
 from ._linear_checks import cast_all, check_linear, fits_linear
 from ._matmul import act_bwd, matmul, matmul_epilogue, product
@@ -66,10 +66,10 @@ def linear_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
     return y, pre
 
 
-def _infer_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+def _infer_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """linear_reference's y alone."""
     pre = F.linear(x, weight, bias).contiguous()
-    return pre if activation == "none" else ACTIVATIONS[activation](pre)
+    return pre if activation is None or activation == "none" else ACTIVATIONS[activation](pre)
 
 
 def _train_reference(
@@ -142,7 +142,8 @@ def _forward(
     ctx.save_for_backward(
         x if need_dw else None, weight if need_dx else None, pre if save_pre else y if activation == "relu" else None,
     )  # fmt: skip
-    ctx.weight_shape = weight.shape
+    if not need_dx:
+        ctx.weight_shape = weight.shape
     return y, pre
 
 
@@ -211,13 +212,17 @@ def fused_linear(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, a
 
 
 def _fused_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    if (device := undisturbed(input, weight, bias)) and fits_linear(input, weight, bias):
-        if activation is None:
-            activation = "none"
-        if activation in ACTIVATIONS:
-            if torch.is_grad_enabled() and _needs_grad(input, weight, bias):
-                return _APPLY[device](input, weight, bias, activation)[0]
-            return _INFER[device](input, weight, bias, activation)
+    way = short_way(input, weight, bias)
+    if way == "aten":
+        if input.dtype in FLOATS and (bias is None or bias.dim() == 1):
+            try:
+                return _INFER[way](input, weight, bias, activation)
+            except Exception:  # what ATen refuses is refused below, in our words
+                pass
+    elif way and fits_linear(input, weight, bias) and (activation is None or activation in ACTIVATIONS):
+        if way == "cuda":
+            return _INFER[way](input, weight, bias, activation or "none")
+        return _APPLY[way](input, weight, bias, activation or "none")[0]
     if has_torch_function_variadic(input, weight, bias):
         overridable = tuple(t for t in (input, weight, bias) if t is not None)
         return handle_torch_function(fused_linear, overridable, input, weight, bias, activation)

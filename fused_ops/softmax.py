@@ -15,7 +15,7 @@ from . import _cases
 from ._autograd import FLOATS, autocasts_to_fp32, plain_aten
 from ._backend import NO_FP64, note_fallback
 from ._checks import normalize_dim, refuse, require_float, require_tensor
-from ._direct import implementations, short_applies, undisturbed
+from ._direct import implementations, short_applies, short_way
 from ._launch import device_facts, empty_of, facts_of, interpreting, launch, plan, rows_and_strides
 from ._spec import Backward, OpSpec, define
 
@@ -236,11 +236,15 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
     Computed in fp32. A row that holds NaN or +inf, or only -inf, gives NaN, as torch's. Differentiable twice.
     Source: Milakov and Gimelshein, Online normalizer calculation for softmax, 2018 (rows beyond the registers).
     """
-    if device := undisturbed(input):
-        rank = input.dim()
-        if dtype is None and input.dtype in FLOATS and type(dim) is int and -rank <= dim < rank:
-            run = _APPLY if input.requires_grad and torch.is_grad_enabled() else _RUN
-            return run[device](input, dim % rank, None)
+    way = short_way(input)
+    if way and dtype is None and input.dtype in FLOATS and type(dim) is int:
+        if way == "aten":
+            try:
+                return _RUN[way](input, dim, None)
+            except Exception:  # what ATen refuses is refused below, in our words
+                pass
+        elif -(rank := input.dim()) <= dim < rank:
+            return _RUN[way](input, dim % rank, None)
     return _fused_softmax(input, dim, dtype)
 
 
@@ -290,5 +294,5 @@ SPEC = define(
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd
-_RUN = implementations("softmax_fwd", softmax_reference, softmax_launch)
-_APPLY = short_applies(_Softmax, _forward, _RUN)
+_RUN = implementations("softmax_fwd", torch.softmax, softmax_launch)
+_RUN |= short_applies(_Softmax, _forward, _RUN)

@@ -254,7 +254,7 @@ def measure() -> dict[str, float]:
 
     Stub()
     x, w, b = torch.randn(4, 64), torch.randn(64), torch.randn(64)
-    layer_norm._INFER["cpu"] = layer_norm._INFER["cuda"]
+    torch.Tensor.is_cpu, torch.Tensor.is_cuda = False, True  # type: ignore[assignment, misc]  # the short way of a GPU
     direct = _compiled.run
 
     def through_triton(kernel: Any, grid: int, device: int, stream: int, args: Any, kwargs: Any) -> None:

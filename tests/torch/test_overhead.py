@@ -1,4 +1,5 @@
-"""Host time of a call on tiny tensors, 8 rows of 64, ours over ATen's, both in this run: at most 2 without gradients and 3 with.
+"""Host time of a call on tiny tensors, 8 rows of 64, ours over ATen's, both in this run: at most 1.5 without
+gradients; with them at most 2.5, and 3 for softmax, where autograd.Function alone takes longer than all of ATen's call.
 
 The two alternate, and each counts by the least of its rounds, so that a busy machine slows the test but does not fail it.
 """
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from fused_ops import fused_layernorm, fused_linear, fused_softmax
 
 CALLS, ROUNDS, TRIES = 150, 60, 40
-LIMIT = {False: 2.0, True: 3.0}
+LIMIT = {False: 1.5, True: 2.5}
+SOFTMAX_WITH_GRADIENTS = 3.0
 
 
 def least(function: Callable[[], Any], other: Callable[[], Any]) -> tuple[float, float]:
@@ -41,14 +43,15 @@ def test_host_time_over_atens(op: str, gradients: bool) -> None:
         "linear": (lambda: fused_linear(x, weight, b), lambda: F.linear(x, weight, b)),
         "linear_gelu": (lambda: fused_linear(x, weight, b, "gelu"), lambda: F.gelu(F.linear(x, weight, b))),
     }[op]
+    limit = SOFTMAX_WITH_GRADIENTS if gradients and op == "softmax" else LIMIT[gradients]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.set_grad_enabled(gradients):
             for _ in range(TRIES):
                 mine, theirs = least(ours, aten)
-                if mine <= LIMIT[gradients] * theirs:
+                if mine <= limit * theirs:
                     break
     finally:
         torch.set_num_threads(threads)
-    assert mine <= LIMIT[gradients] * theirs, f"{mine * 1e6:.2f} us against {theirs * 1e6:.2f} us: {mine / theirs:.2f}"
+    assert mine <= limit * theirs, f"{mine * 1e6:.2f} us against {theirs * 1e6:.2f} us: {mine / theirs:.2f}"

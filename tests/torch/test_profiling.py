@@ -25,7 +25,7 @@ from tests.torch.calls import Call, each_call
 @each_call
 def test_torch_profiler_shows_forward_and_backward_by_name(call: Call, tmp_path: Path) -> None:
     tensors = call.tensors(requires_grad=True)
-    call.ours(*tensors)  # an undisturbed call before: the short way does not hide the next one
+    call.ours(*tensors)  # the short way, taken before, does not hide the next call
     with profile(activities=[ProfilerActivity.CPU]) as prof:
         call.ours(*tensors).sum().backward()
     names = {event.key for event in prof.key_averages()}

@@ -98,7 +98,7 @@ def test_inference_mode(call: Call) -> None:
 
 @each_call
 def test_the_short_way_gives_the_dispatchers_bits(call: Call) -> None:
-    """An undisturbed call skips the dispatcher; under a mode it does not. Forward and backward agree bit for bit."""
+    """A plain call skips the dispatcher; under a mode it does not. Forward and backward agree bit for bit."""
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         short, long = call.tensors(dtype, requires_grad=True), call.tensors(dtype, requires_grad=True)
         y = call.ours(*short)
