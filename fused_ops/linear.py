@@ -167,7 +167,8 @@ class _Linear(torch.autograd.Function):
         if ctx.activation != "none":  # a step of its own: what was saved for it is free before dx and dw take memory
             dy, _, db = _BWD(dy, dy, None, saved, ctx.activation, need_dx or need_dw, False, need_db)
             del saved
-        dx, dw, db = linear_backward(dy, x, weight, ctx.weight_shape, need_dx, need_dw, need_db and db is None, db)
+        shape = ctx.weight_shape if weight is None else weight.shape
+        dx, dw, db = linear_backward(dy, x, weight, shape, need_dx, need_dw, need_db and db is None, db)
         return dx if need_dx else None, dw if need_dw else None, db if need_db else None, None
 
 

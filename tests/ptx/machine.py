@@ -1,0 +1,402 @@
+"""A machine that runs PTX in numpy, all threads of a cluster's programs at once: what Triton compiled, with no GPU.
+
+A register is an array with one element a thread. Threads that branch apart run one group after the other, the one that is
+furthest behind first, and meet again where they can. What a GPU does asynchronously happens as late as it is allowed to
+(hopper.py, warp.py), what it forbids raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from .arithmetic import TYPES, WIDER, arithmetic, comparison, convert, convert_pair
+from .memory import RANK_SHIFT, SHARED_BASE, Global, Shared
+from .text import Address, Instruction, Program, Register
+
+STORAGE = {"pred": np.bool_, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64}
+SPACES = ("param", "global", "shared", "shared::cta", "shared::cluster")
+IGNORED = {"fence", "membar", "griddepcontrol", "prefetch", "prefetchu", "nanosleep", "setmaxnreg", "pragma", "discard", "applypriority"}
+MOST_STEPS = 1 << 20
+
+Step = Callable[["Machine"], None]
+HANDLERS: dict[str, Callable[[Instruction, "Code"], Step]] = {}
+
+
+class Unsupported(NotImplementedError):
+    """An instruction that this machine does not know."""
+
+
+class Deadlock(AssertionError):
+    """Threads wait for what will never come."""
+
+
+def handler(*names: str) -> Callable[[Any], Any]:
+    """Register a function that makes a step of an instruction with one of these names."""
+
+    def register(function: Any) -> Any:
+        HANDLERS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+class Code:
+    """A program made ready to run: basic blocks of steps, each ended by a control instruction or by running on."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.classes = program.classes
+        starts = {0, *program.labels.values()}
+        for i, instruction in enumerate(program.instructions):
+            if is_control(instruction):
+                starts.add(i + 1)
+        order = sorted(s for s in starts if s < len(program.instructions))
+        number = {start: block for block, start in enumerate(order)}
+        self.targets = {name: number.get(at, len(order)) for name, at in program.labels.items()}
+        self.blocks: list[tuple[list[Step], Instruction | None]] = []
+        for start, end in zip(order, [*order[1:], len(program.instructions)]):
+            body = program.instructions[start:end]
+            control = body[-1] if is_control(body[-1]) else None
+            self.blocks.append(([self.step(i) for i in (body[:-1] if control else body)], control))
+
+    def step(self, instruction: Instruction) -> Step:
+        """The step of one instruction, under its guard."""
+        if instruction.op[0] in IGNORED:
+            return lambda m: None
+        make = HANDLERS.get(instruction.op[0], _arithmetic)
+        run = make(instruction, self)
+        if instruction.guard is None:
+            return run
+        register, negated = instruction.guard
+
+        def guarded(m: Machine) -> None:
+            before = m.mask
+            mask = m.registers[register.index]
+            mask = ~mask if negated else mask
+            mask = mask if before is None else mask & before
+            if mask.any():
+                m.mask = None if mask.all() else mask
+                run(m)
+                m.mask = before
+
+        return guarded
+
+    def read(self, operand: Any, kind: str) -> Callable[[Machine], Any]:
+        """A function that gives an operand's value as numbers of a PTX type."""
+        number = TYPES[kind]
+        if isinstance(operand, Register):
+            index = operand.index
+            if STORAGE[self.classes[index]]().itemsize == np.dtype(number).itemsize:
+                return lambda m: m.registers[index].view(number)
+            size = np.dtype(number).itemsize
+            return lambda m: m.registers[index].astype(f"u{size}").view(number)
+        if isinstance(operand, int):
+            if kind == "pred":
+                constant: Any = np.bool_(operand != 0)
+            else:
+                size = np.dtype(number).itemsize
+                constant = np.array(operand & ((1 << 8 * size) - 1), f"u{size}").view(number)
+            return lambda m: constant
+        if operand in SPECIAL:
+            special = SPECIAL[operand]
+            return lambda m: np.asarray(special(m)).astype(number)
+        if operand in self.program.parameters:  # its address: kernels choose between two pointers that way
+            slot = np.asarray(self.program.parameters.index(operand), number)
+            return lambda m: slot
+        if operand == "global_smem":
+            return lambda m: np.asarray(SHARED_BASE, number)
+        raise Unsupported(f"operand {operand!r}")
+
+    def address(self, operand: Address) -> Callable[[Machine], np.ndarray]:
+        """A function that gives each thread's address."""
+        base = self.read(operand.base, "u64")
+        offset = np.int64(operand.offset).astype(np.uint64)
+        return lambda m: np.broadcast_to(base(m) + offset, m.lanes.shape)
+
+    def write(self, operand: Any) -> Callable[[Machine, Any], None]:
+        """A function that sets a register in the active threads. "_" takes nothing."""
+        if operand == "_":
+            return lambda m, value: None
+        if not isinstance(operand, Register):
+            raise Unsupported(f"destination {operand!r}")
+        index, storage = operand.index, STORAGE[self.classes[operand.index]]
+        size = np.dtype(storage).itemsize
+
+        def write(m: Machine, value: Any) -> None:
+            value = np.asarray(value)
+            if value.dtype.itemsize == size:
+                value = value.view(storage)
+            else:
+                value = value.astype(f"i{size}" if value.dtype.kind == "i" else f"u{size}").view(storage)
+            m.set(index, value)
+
+        return write
+
+
+def is_control(instruction: Instruction) -> bool:
+    """Whether an instruction ends a block."""
+    op = instruction.op
+    return op[0] in ("bra", "ret", "exit", "trap") or op[:2] in (("bar", "sync"), ("barrier", "sync")) or (
+        op[:2] == ("barrier", "cluster") and op[2] == "wait"
+    )  # fmt: skip
+
+
+class Machine:
+    """A cluster of programs running a Code. lanes: the number of each thread in the cluster."""
+
+    def __init__(self, code: Code, memory: Global, parameters: list[int], block: int, grid: int, shared: int, programs: int = 1) -> None:
+        self.code, self.memory, self.grid, self.programs = code, memory, grid, programs
+        self.threads = code.program.threads
+        self.lanes = np.arange(self.threads * programs)
+        self.program_of = self.lanes // self.threads
+        self.block = block  # the number of the cluster's first program
+        self.parameters = np.array([value & (2**64 - 1) for value in parameters], np.uint64)
+        self.registers: list[np.ndarray] = [_poison(kind, self.lanes.size) for kind in code.classes]
+        self.mask: np.ndarray | None = None
+        self.shared = Shared(shared, self.threads, programs)
+        self.state: dict[str, Any] = {}  # of asynchronous instructions
+
+    def set(self, index: int, value: np.ndarray) -> None:
+        """Write a register in the active threads."""
+        if self.mask is None:
+            self.registers[index] = np.broadcast_to(value, self.lanes.shape)
+        else:
+            self.registers[index] = np.where(self.mask, value, self.registers[index])
+
+    def active(self) -> np.ndarray:
+        """The numbers of the active threads."""
+        return self.lanes if self.mask is None else self.lanes[self.mask]
+
+    def run(self) -> None:
+        """Run every thread to its end."""
+        end = len(self.code.blocks)
+        at = np.zeros(self.lanes.size, np.int64)  # the block each thread is in
+        waiting = np.zeros(self.lanes.size, np.int8)  # 1: at its program's barrier, 2: at the cluster's
+        stalled = np.zeros(self.lanes.size, bool)
+        with np.errstate(all="ignore"):
+            for _ in range(MOST_STEPS):
+                ready = (at < end) & (waiting == 0)
+                if not ready.any():
+                    if (at >= end).all():
+                        return
+                    raise Deadlock(f"{int((waiting > 0).sum())} threads at a barrier that others never reach")
+                if (ready & ~stalled).any():
+                    ready &= ~stalled
+                elif stalled.any():
+                    raise Deadlock(f"{int(ready.sum())} threads wait for a barrier in memory that nobody completes")
+                block = int(at[ready].min())
+                group = ready & (at == block)
+                self.mask = None if group.all() else group
+                steps, control = self.code.blocks[block]
+                for step in steps:
+                    step(self)
+                self._leave(block, group, control, at, waiting, end)
+                if control is not None and "try_wait" in self.state and (at[group] == block).all():
+                    stalled |= group  # it looped: others first
+                else:
+                    stalled[:] = False
+                self.state.pop("try_wait", None)
+        raise Deadlock("no end in sight")
+
+    def _leave(self, block: int, group: np.ndarray, control: Instruction | None, at: Any, waiting: Any, end: int) -> None:
+        at[group] = block + 1
+        if control is None:
+            return
+        if control.op[0] in ("bar", "barrier"):
+            cluster = control.op[1] == "cluster"
+            if not cluster and (control.operands[0] != 0 or len(control.operands) > 1):
+                raise Unsupported(control.text)
+            waiting[group] = 2 if cluster else 1
+            self._release(at, waiting, end)
+            return
+        if control.guard is not None:
+            register, negated = control.guard
+            group = group & (~self.registers[register.index] if negated else self.registers[register.index])
+        if control.op[0] == "trap" and group.any():
+            raise AssertionError("trap: an assertion in the kernel failed")
+        at[group] = end if control.op[0] in ("ret", "exit") else self.code.targets[control.operands[-1]]
+        self._release(at, waiting, end)
+
+    def _release(self, at: np.ndarray, waiting: np.ndarray, end: int) -> None:
+        """Let those go on whose barrier everyone has reached."""
+        by_program = waiting.reshape(self.programs, -1)
+        done = at.reshape(self.programs, -1) >= end
+        for program in np.flatnonzero((by_program == 1).any(1) & ((by_program == 1) | done).all(1)):
+            by_program[program] = 0
+            self.shared.epoch[program] += 1
+        if (waiting == 2).any() and ((waiting == 2) | (at >= end)).all():
+            waiting[:] = 0
+            self.shared.epoch += 1
+            self.shared.cluster_epoch += 1
+
+
+def _poison(kind: str, lanes: int) -> np.ndarray:
+    return np.zeros(lanes, bool) if kind == "pred" else np.full(lanes, -1).astype(STORAGE[kind])
+
+
+SPECIAL: dict[str, Callable[[Machine], Any]] = {
+    "%tid.x": lambda m: m.lanes % m.threads,
+    "%ntid.x": lambda m: m.threads,
+    "%laneid": lambda m: m.lanes % 32,
+    "%ctaid.x": lambda m: m.block + m.program_of,
+    "%nctaid.x": lambda m: m.grid,
+    "%clusterid.x": lambda m: m.block // m.programs,
+    "%nclusterid.x": lambda m: m.grid // m.programs,
+    "%cluster_ctarank": lambda m: m.program_of,
+    "%cluster_ctaid.x": lambda m: m.program_of,
+    "%cluster_nctaid.x": lambda m: m.programs,
+    "%cluster_nctarank": lambda m: m.programs,
+    **{f"%{name}.{axis}": (lambda m: 0) for name in ("tid", "ctaid", "clusterid", "cluster_ctaid") for axis in "yz"},
+    **{f"%{name}.{axis}": (lambda m: 1) for name in ("ntid", "nctaid", "nclusterid", "cluster_nctaid") for axis in "yz"},
+}
+
+
+def _arithmetic(instruction: Instruction, code: Code) -> Step:
+    """add, mul, fma, setp, cvt and the like."""
+    op, operands = instruction.op, instruction.operands
+    if op[0] == "cvt":
+        found = convert_pair(op) or convert(op)
+    else:
+        found = arithmetic(op)
+    if found is None:
+        raise Unsupported(instruction.text)
+    function, kind, _ = found
+    kinds = [kind] * (len(operands) - 1)
+    if op[0] in ("shl", "shr"):
+        kinds[1] = "u32"
+    elif op[0] == "bfe":
+        kinds[1:] = ["u32", "u32"]
+    elif op[0] == "mad" and "wide" in op:
+        kinds[2] = {4: "u32", 8: "u64"}[np.dtype(WIDER[kind]).itemsize]
+    reads = [code.read(operand, k) for operand, k in zip(operands[1:], kinds)]
+    write = code.write(operands[0])
+    return lambda m: write(m, function(*[read(m) for read in reads]))
+
+
+@handler("setp")
+def _compare(instruction: Instruction, code: Code) -> Step:
+    if len(instruction.operands) != 3 or len(instruction.op) > 4:
+        raise Unsupported(instruction.text)
+    function, kind = comparison(instruction.op)
+    a, b = (code.read(operand, kind) for operand in instruction.operands[1:])
+    write = code.write(instruction.operands[0])
+    return lambda m: write(m, function(a(m), b(m)))
+
+
+@handler("selp")
+def _select(instruction: Instruction, code: Code) -> Step:
+    kind = instruction.op[-1]
+    a, b = (code.read(operand, kind) for operand in instruction.operands[1:3])
+    condition = code.read(instruction.operands[3], "pred")
+    write = code.write(instruction.operands[0])
+    return lambda m: write(m, np.where(condition(m), a(m), b(m)))
+
+
+@handler("mov", "cvta")
+def _move(instruction: Instruction, code: Code) -> Step:
+    target, source = instruction.operands
+    kind = instruction.op[-1]
+    if isinstance(target, tuple):  # a register taken apart
+        part = f"b{TYPES[kind](0).itemsize * 8 // len(target)}"
+        whole, writes = code.read(source, kind), [code.write(t) for t in target]
+
+        def apart(m: Machine) -> None:
+            pieces = np.ascontiguousarray(np.broadcast_to(whole(m), m.lanes.shape)).view(TYPES[part])
+            for i, write in enumerate(writes):
+                write(m, pieces.reshape(-1, len(target))[:, i])
+
+        return apart
+    write = code.write(target)
+    if isinstance(source, tuple):  # put together
+        part = f"b{TYPES[kind](0).itemsize * 8 // len(source)}"
+        reads = [code.read(s, part) for s in source]
+
+        def together(m: Machine) -> None:
+            pieces = np.stack([np.broadcast_to(read(m), m.lanes.shape) for read in reads], axis=1)
+            write(m, np.ascontiguousarray(pieces).view(TYPES[kind])[:, 0])
+
+        return together
+    read = code.read(source, kind)
+    return lambda m: write(m, read(m))
+
+
+@handler("createpolicy")
+def _policy(instruction: Instruction, code: Code) -> Step:
+    write = code.write(instruction.operands[0])
+    return lambda m: write(m, np.uint64(0))
+
+
+@handler("mapa")
+def _remote_address(instruction: Instruction, code: Code) -> Step:
+    """The shared::cluster address of an address in another program's shared memory."""
+    kind = instruction.op[-1]
+    address, rank = code.read(instruction.operands[1], kind), code.read(instruction.operands[2], "u32")
+    write, number = code.write(instruction.operands[0]), TYPES[kind]
+    own = number((1 << RANK_SHIFT) - 1)
+    return lambda m: write(m, (address(m) & own) | ((rank(m).astype(number) + number(1)) << number(RANK_SHIFT)))
+
+
+@handler("bar", "barrier")
+def _no_barrier(instruction: Instruction, code: Code) -> Step:
+    """Those that need no waiting here: within a warp, and arriving at the cluster's (waiting for it does the work)."""
+    if instruction.op[:2] == ("bar", "warp") or instruction.op[:3] == ("barrier", "cluster", "arrive"):
+        return lambda m: None
+    raise Unsupported(instruction.text)
+
+
+def _memory(m: Machine, space: str) -> Global | Shared:
+    return m.memory if space == "global" else m.shared
+
+
+def _space(op: Iterable[str]) -> str:
+    return next((part for part in op if part in SPACES), "generic")
+
+
+@handler("ld")
+def _load(instruction: Instruction, code: Code) -> Step:
+    op, (target, source) = instruction.op, instruction.operands[:2]
+    space, kind = _space(op), op[-1]
+    number = TYPES[kind]
+    if space == "param":
+        write, slot = code.write(target), code.address(source)
+
+        def parameter(m: Machine) -> None:
+            bits = m.parameters[np.minimum(slot(m), m.parameters.size - 1).astype(np.int64)]
+            write(m, bits.astype(f"u{np.dtype(number).itemsize}").view(number))
+
+        return parameter
+    if space == "generic":
+        raise Unsupported(instruction.text)
+    targets = target if isinstance(target, tuple) else (target,)
+    writes, address, size = [code.write(t) for t in targets], code.address(source), np.dtype(number).itemsize
+
+    def load(m: Machine) -> None:
+        active = m.active()
+        loaded = _memory(m, space).access(address(m)[active], active, size, len(targets), None, instruction.text)
+        for i, write in enumerate(writes):
+            values = np.zeros(m.lanes.size, loaded.dtype)
+            values[active] = loaded[:, i]
+            write(m, values.view(number))
+
+    return load
+
+
+@handler("st")
+def _store(instruction: Instruction, code: Code) -> Step:
+    op, (target, source) = instruction.op, instruction.operands[:2]
+    space, kind = _space(op), op[-1]
+    if space in ("generic", "param"):
+        raise Unsupported(instruction.text)
+    sources = source if isinstance(source, tuple) else (source,)
+    size = np.dtype(TYPES[kind]).itemsize
+    reads, address = [code.read(s, kind) for s in sources], code.address(target)
+
+    def store(m: Machine) -> None:
+        active = m.active()
+        values = np.stack([np.broadcast_to(read(m), m.lanes.shape)[active].view(f"u{size}") for read in reads], axis=1)
+        _memory(m, space).access(address(m)[active], active, size, len(sources), values, instruction.text)
+
+    return store

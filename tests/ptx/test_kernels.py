@@ -1,0 +1,228 @@
+"""The kernels as Triton compiled them, executed without a GPU: held to the contract, and to the bytes that they may move.
+
+Of the kernels that Triton's interpreter runs, this tests what it cannot: layouts, reductions over warps, inline assembly,
+bfloat16 products, descriptors, barriers, and what the compiler made of all of it. Each launch is checked for accesses
+outside its tensors, misaligned ones and races (memory.py), and asynchronous copies and products for waits that lack (hopper.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fused_ops import REGISTRY, fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
+from fused_ops._matmul_plan import forced_config
+from fused_ops._spec import FORWARD_ONLY
+from fused_ops.kernels import linear_config
+from fused_ops.kernels.config import MatmulConfig
+from fused_ops.testing import ContractMode
+from tests.contract import cases, hold_to_contract, sample_of
+
+if sys.platform != "linux":
+    pytest.skip("Triton compiles on Linux only", allow_module_level=True)
+
+from .device import Device, device  # noqa: E402
+
+ROWS = 5
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+GROUP = pytest.mark.xdist_group  # tests that compile the same kernels run in one process
+
+
+def rows(N: int, dtype: torch.dtype, layout: str = "contiguous") -> Tensor:
+    """(ROWS, N) whose rows start 16-byte aligned where N allows it, at an odd stride, or one element off."""
+    if layout == "odd_stride":
+        return torch.randn(ROWS, N + 3 - N % 2).to(dtype)[:, :N]
+    flat = torch.randn(ROWS * N + 1).to(dtype)
+    return (flat[1:] if layout == "offset" else flat[:-1]).view(ROWS, N)
+
+
+def run(op: str, x: Tensor, arch: int) -> Device:
+    """A row op, forward and backward, for arch, within the contract."""
+    x.requires_grad_()
+    w, b = (t.to(x.dtype).requires_grad_() for t in torch.randn(2, x.shape[1]))
+    with device(arch) as gpu, ContractMode() as mode:
+        y = fused_softmax(x) if op == "softmax" else fused_layernorm(x, x.shape[1:], w, b)
+        if x.shape[1] <= MOST_BACKWARD[op]:
+            y.backward(torch.randn(x.shape).to(x.dtype))
+    assert len(mode.checked) == 1 + (x.shape[1] <= MOST_BACKWARD[op])
+    return gpu
+
+
+MOST_BACKWARD = {"softmax": 70001, "layer_norm": 16384}  # columns; the chunked backward of layer norm runs for long here
+POINTS = [
+    (90, BF16, "contiguous", (64, 197, 256, 512, 1000, 4096, 8192, 16384, 32768, 50257, 65536, 70001)),
+    (90, BF16, "odd_stride", (197, 1000, 4097)),
+    (90, BF16, "offset", (198, 1000, 16384)),
+    (90, FP16, "contiguous", (197, 50257, 65536)),
+    (90, FP32, "contiguous", (31, 197, 1000, 1001, 16384, 40001)),
+    (80, BF16, "contiguous", (197, 1000, 32768, 50257)),
+    (80, FP32, "contiguous", (513, 16384)),
+]
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "layout", "N"),
+    [pytest.param(a, d, layout, n, id=f"sm{a}-{str(d)[6:]}-{layout}-{n}") for a, d, layout, ns in POINTS for n in ns],
+)
+@pytest.mark.parametrize("op", ["softmax", "layer_norm"])
+def test_rows(op: str, arch: int, dtype: torch.dtype, layout: str, N: int) -> None:
+    """Every variant of the row kernels; x, dy and y are read from memory once and each result is written once."""
+    gpu = run(op, rows(N, dtype, layout), arch)
+    sectors = ROWS * N * dtype.itemsize / 32
+    for launch in gpu.launches:
+        tensors = 1 if "_fwd" in launch.kernel else 2
+        if launch.kernel == "column_sum_kernel":
+            continue
+        slack = 2 * ROWS + (4 + 4 * ROWS) * math.ceil(N * 4 / 32) * (op == "layer_norm") + 8  # edges; w, b, dw, db
+        assert tensors * sectors <= launch.traffic.load_once <= tensors * (sectors + ROWS) + slack, launch
+        assert sectors <= launch.traffic.store_once <= sectors + slack, launch
+        if op == "softmax" and "chunked" not in launch.kernel and layout == "contiguous" and (N > 512 or dtype is not FP32):
+            edges = 0 if N % 8 == 0 else 4 * tensors * ROWS * launch.compiled.metadata.num_warps  # read by each warp
+            assert launch.traffic.load_sectors <= 1.1 * launch.traffic.load_once + edges, launch  # coalesced
+
+
+@pytest.mark.parametrize("N", [65536, 32768])
+def test_packed_rows_of_infinities(N: int) -> None:
+    """What tests/gpu asks of the packed kernel too, whose rounding is one machine instruction."""
+    x = torch.randn(4, N).to(BF16)
+    x[0, : N // 2] = -math.inf
+    x[1] = -math.inf
+    x[2, 5] = math.inf
+    x[3, -1] = math.nan
+    with device(90) as gpu, ContractMode():
+        fused_softmax(x)
+    assert gpu.launches[0].kernel == "softmax_fwd_packed_kernel"
+    assert "cvt.rn.bf16x2.f32" in gpu.launches[0].compiled.asm["ptx"]
+
+
+SAMPLES = [pytest.param(90, *case.values, id=f"sm90-{case.id}") for case in cases([BF16])]
+SAMPLES += [pytest.param(80, *case.values, id=f"sm80-{case.id}") for case in cases([BF16]) if case.values[0] == "linear"]
+SAMPLES += [pytest.param(90, *case.values, id=f"sm90-{case.id}") for case in cases([FP32]) if case.values[0] == "layer_norm"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "name", "dtype", "index"), SAMPLES)
+def test_samples(arch: int, name: str, dtype: torch.dtype, index: int) -> None:
+    with device(arch):
+        hold_to_contract(*sample_of(name, dtype, index))
+
+
+@pytest.mark.parametrize("name", FORWARD_ONLY)
+def test_samples_of_ops_without_gradients(name: str) -> None:
+    spec = FORWARD_ONLY[name]
+    for sample in spec.samples("cpu", BF16):
+        with device(90) as gpu, ContractMode() as mode:
+            spec.public(*sample.args, **sample.kwargs)
+        assert mode.checked, sample.name
+    assert gpu.launches
+
+
+def operands(M: int, N: int, K: int, dtype: torch.dtype, x_t: bool = False, w_t: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(K, M).to(dtype).t() if x_t else torch.randn(M, K).to(dtype)
+    w = torch.randn(K, N).mul(K**-0.5).to(dtype).t() if w_t else torch.randn(N, K).mul(K**-0.5).to(dtype)
+    return x, w, torch.randn(N).to(dtype)
+
+
+def tiles(use: str) -> list[Any]:
+    return [pytest.param(t, id=f"{t.block_m}x{t.block_n}x{t.block_k}") for t, _ in linear_config._TMA_TILES[use]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", tiles("fwd"))
+def test_tma_tiles(tile: MatmulConfig) -> None:
+    """More tiles than programs, each overhanging in M, N and K, more steps of K than stages; the pre-activation stored."""
+    x, w, b = operands(tile.block_m + 40, tile.block_n + 24, 4 * tile.block_k + 8, BF16)
+    x.requires_grad_()
+    with forced_config(tile), device(90, sms=2) as gpu, ContractMode() as mode:
+        fused_linear(x, w, b, "gelu")
+    assert mode.checked
+    launch = gpu.launches[0]
+    assert (launch.kernel, launch.programs) == ("linear_fwd_tma_kernel", 2)
+    ptx = launch.compiled.asm["ptx"]
+    assert f"wgmma.mma_async.sync.aligned.m64n{min(tile.block_n, 256)}k16.f32.bf16.bf16" in ptx or "m64n" in ptx
+    assert launch.traffic.widths["store", "tma"] == 2 * x.shape[0] * w.shape[0] * 2  # y and the pre-activation, once each
+    assert ("store", "32") not in launch.traffic.widths
+
+
+@pytest.mark.parametrize(("x_t", "w_t"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
+def test_tma_reads_transposed_operands(x_t: bool, w_t: bool, dtype: torch.dtype) -> None:
+    tile = linear_config._TMA_TILES["fwd"][2][0]
+    x, w, b = operands(104, 136, 200, dtype, x_t, w_t)
+    with forced_config(tile), device(90) as gpu, ContractMode():
+        fused_linear(x, w, b, "silu")
+    assert gpu.launches[0].kernel == "linear_fwd_tma_kernel"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", tiles("gated"))
+def test_gated_tma_tiles(tile: MatmulConfig) -> None:
+    x, gate, _ = operands(tile.block_m + 40, tile.block_n + 24, 3 * tile.block_k + 8, BF16)
+    with forced_config(tile), device(90, sms=2) as gpu, ContractMode():
+        fused_gated_linear(x, gate, gate.flip(0), "silu")
+    assert gpu.launches[0].kernel == "gated_linear_fwd_tma_kernel"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", tiles("dact"))
+def test_mlp_backward_tma_tiles(tile: MatmulConfig) -> None:
+    """dact and dbias in the epilogue of a persistent kernel."""
+    x, w1, b1 = (t.requires_grad_() for t in operands(tile.block_m + 40, tile.block_n + 24, 72, BF16))
+    w2 = torch.randn(40, w1.shape[0]).mul(w1.shape[0] ** -0.5).to(BF16).requires_grad_()
+    with forced_config(tile), device(90, sms=2) as gpu, ContractMode():
+        fused_mlp(x, w1, b1, w2, None, "gelu").backward(torch.randn(x.shape[0], 40).to(BF16))
+    assert "linear_dact_tma_kernel" in {launch.kernel for launch in gpu.launches}
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_split_k_and_pointer_kernels(arch: int) -> None:
+    x, w, b = operands(16, 200, 1100, BF16)
+    for config in (linear_config.linear_config(16, 200, 1100, 2, (9, 0), 4, "any"), MatmulConfig(64, 64, 32, 4, 4)):
+        with forced_config(config), device(arch) as gpu, ContractMode():
+            fused_linear(x, w, b, "relu")
+        assert gpu.launches[0].kernel == ("linear_split_k_kernel" if config.kind == "split_k" else "linear_fwd_kernel")
+        assert "mma.sync" in gpu.launches[0].compiled.asm["ptx"] or "wgmma" in gpu.launches[0].compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_tf32_where_torch_allows_it(arch: int) -> None:
+    """With TF32 allowed the products are of 10-bit significands: near the exact result, and not the exact fp32 one."""
+    x, w, _ = operands(70, 72, 96, FP32)
+    exact = torch.relu(x.double() @ w.double().t())
+    with device(arch) as gpu:
+        ours = [fused_linear(x, w, None, "relu")]
+    assert "tf32" not in gpu.launches[0].compiled.asm["ptx"]
+    torch.testing.assert_close(ours[0].double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_kernel_that_writes_too_far_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher lies about N: the kernel reads and writes past the end."""
+    from fused_ops import softmax
+
+    from .memory import MemoryFault
+
+    plan = softmax._fwd_plan
+
+    def wrong(M: int, N: int, *others: Any) -> Any:
+        kernel, grid, sizes, options = plan(M, N, *others)
+        return kernel, grid, (*sizes[:-1], sizes[-1] + 8), options
+
+    monkeypatch.setattr(softmax, "_fwd_plan", wrong)
+    with pytest.raises(MemoryFault, match="which has"), device(90):
+        fused_softmax(rows(1000, BF16))
+
+
+def test_configurations_are_those_of_the_architecture() -> None:
+    names = {}
+    for arch in (80, 90):
+        with device(arch) as gpu:
+            fused_softmax(rows(65536, BF16))
+        names[arch] = gpu.launches[0].kernel
+    assert names == {80: "softmax_fwd_chunked_kernel", 90: "softmax_fwd_packed_kernel"}
+    assert dataclasses.is_dataclass(gpu.launches[0])
