@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .config import RowConfig, next_power_of_2, rows_that_fill
-from .rows import aligned, edge_columns, split_row, tile_rows
+from .rows import aligned, edge_columns, split_row, sum_of_squares, tile_rows
 
 MAX_ONE_PASS = 32768  # columns whose fp32 values fit the registers of 32 warps without a spill
 
@@ -82,10 +82,10 @@ def layer_norm_fwd_kernel(
         total += tl.sum(x_edge, axis=1)
     mean = total / N
     centred = tl.where(mask, x - mean[:, None], 0.0)
-    sq_dev = tl.sum(centred * centred, axis=1)
+    sq_dev = sum_of_squares(centred, mask, 1)
     if EDGES:
         centred_edge = tl.where(edge_mask, x_edge - mean[:, None], 0.0)
-        sq_dev += tl.sum(centred_edge * centred_edge, axis=1)
+        sq_dev += sum_of_squares(centred_edge, edge_mask, 1)
     rstd = 1.0 / tl.sqrt(sq_dev / N + eps)
     if EDGES:
         y_edge = scale_and_shift(centred_edge * rstd[:, None], w_ptr, b_ptr, edge, in_edge, HAS_WEIGHT, HAS_BIAS)
@@ -125,7 +125,7 @@ def layer_norm_fwd_chunked_kernel(
         seen = N - count
         mean = tl.sum(x_edge, axis=0) / tl.maximum(seen, 1)
         centred_edge = tl.where(in_edge, x_edge - mean, 0.0)
-        sq_dev = tl.sum(centred_edge * centred_edge, axis=0)
+        sq_dev = sum_of_squares(centred_edge, in_edge, 0)
     x_row, count = aligned(x_row, VEC), aligned(count, VEC)
     if SAME:
         y_row = aligned(y_row, VEC)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .config import RowConfig, next_power_of_2, rows_that_fill
-from .rows import aligned
+from .rows import aligned, sum_of_squares
 
 MAX_ONE_PASS = 32768  # bytes of x: fp32 rows of 16384 columns spill on sm_100
 LARGEST = tl.constexpr(448.0)  # of e4m3
@@ -82,7 +82,7 @@ def layer_norm_fp8_kernel(
     x = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
     mean = tl.sum(x, axis=1) / N
     centred = tl.where(mask, x - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / N + eps)
+    rstd = 1.0 / tl.sqrt(sum_of_squares(centred, mask, 1) / N + eps)
     y = centred * rstd[:, None]
     if HAS_WEIGHT:
         y *= tl.load(w_ptr + cols, mask=in_row, other=0.0).to(tl.float32)[None, :]

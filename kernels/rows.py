@@ -106,3 +106,16 @@ def opaque_zero(N, value):
     compiler keeps the row packed across the reduction, where it would keep both halves in registers and spill them.
     """
     return (N >> 31) & value.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def sum_of_squares(values, mask, axis: tl.constexpr):
+    """The sum of values^2 over axis, for values that are 0 outside mask; the same bits in every thread that holds it.
+
+    Where a thread has one value, its square would go straight into the first exchange between threads and be contracted with
+    that addition, a * a + other: the two threads of a pair would round differently. A selection in between prevents it.
+    """
+    squares = values * values
+    if values.shape[axis] <= 64:
+        squares = tl.where(mask, squares, 0.0)
+    return tl.sum(squares, axis=axis)

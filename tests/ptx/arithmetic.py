@@ -116,7 +116,9 @@ def arithmetic(op: tuple[str, ...]) -> tuple[Function, str, str] | None:
         pairs = {"max": (np.maximum, np.fmax), "min": (np.minimum, np.fmin)}[name]
         function = pairs[0] if "NaN" in modifiers or kind[0] in "us" else pairs[1]
     elif name == "mul":
-        function, result = (_wide(kind), {"2": "b32", "4": "b64"}[str(number(0).itemsize)]) if "wide" in modifiers else (np.multiply, kind)
+        function, result = (
+            (_wide(kind), {"2": "b32", "4": "b64"}[str(number(0).itemsize)]) if "wide" in modifiers else (np.multiply, kind)
+        )
         if "hi" in modifiers:
             bits = number(0).itemsize * 8
             function = lambda a, b: (a.astype(WIDER[kind]) * b.astype(WIDER[kind]) >> WIDER[kind](bits)).astype(number)  # noqa: E731
@@ -193,7 +195,9 @@ def convert_pair(op: tuple[str, ...]) -> tuple[Function, str, str] | None:
     if target == "f16x2" and source == "e4m3x2":
 
         def unpack(pair: np.ndarray) -> np.ndarray:
-            halves = [(pair >> np.uint16(s)).astype(np.uint8).view(TYPES["e4m3"]).astype(np.float16).view(np.uint16) for s in (8, 0)]
+            halves = [
+                (pair >> np.uint16(s)).astype(np.uint8).view(TYPES["e4m3"]).astype(np.float16).view(np.uint16) for s in (8, 0)
+            ]
             return halves[0].astype(np.uint32) << np.uint32(16) | halves[1]
 
         return unpack, "b16", "b32"

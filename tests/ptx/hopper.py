@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from .arithmetic import TYPES
-from .machine import Code, Instruction, Machine, Step, Unsupported, handler
-from .memory import LANES, MemoryFault
+from .machine import Code, Instruction, Machine, Step, UnsupportedError, handler
+from .memory import LANES, MemoryFaultError
 from .warp import LANE, by_warp, fragment, numbers, spread, whole_warps
 
 ELEMENT_BYTES = {0: 1, 1: 2, 2: 4, 3: 4, 4: 8, 5: 8, 6: 2, 7: 4, 8: 4, 9: 8, 10: 2, 11: 4, 12: 4}  # by elemtype
@@ -50,7 +49,7 @@ def _places(m: Machine, address: np.ndarray, size: int, what: str) -> list[tuple
 def _barrier(m: Machine, place: tuple[int, int], what: str) -> Barrier:
     barriers = m.state.setdefault("barriers", {})
     if place not in barriers:
-        raise MemoryFault(f"{what}: no barrier at byte {place[1]} of shared memory")
+        raise MemoryFaultError(f"{what}: no barrier at byte {place[1]} of shared memory")
     found: Barrier = barriers[place]
     return found
 
@@ -68,7 +67,7 @@ def _mbarrier(instruction: Instruction, code: Code) -> Step:
                 if action == "init":
                     barriers[place] = Barrier(count, count)
                 elif barriers.pop(place).copies:
-                    raise MemoryFault(f"{what}: a copy is under way to a barrier that goes")
+                    raise MemoryFaultError(f"{what}: a copy is under way to a barrier that goes")
 
         return define
     if action == "arrive":
@@ -81,7 +80,7 @@ def _mbarrier(instruction: Instruction, code: Code) -> Step:
                 barrier.bytes += amount if "expect_tx" in instruction.op else 0
                 barrier.pending -= 1 if "expect_tx" in instruction.op else amount
                 if barrier.pending < 0:
-                    raise MemoryFault(f"{what}: more arrivals than the {barrier.count} of a phase")
+                    raise MemoryFaultError(f"{what}: more arrivals than the {barrier.count} of a phase")
                 barrier.settle()
 
         return arrive
@@ -103,7 +102,7 @@ def _mbarrier(instruction: Instruction, code: Code) -> Step:
             write(m, done)
 
         return wait
-    raise Unsupported(what)
+    raise UnsupportedError(what)
 
 
 @handler("tensormap")
@@ -122,7 +121,7 @@ def _tensormap(instruction: Instruction, code: Code) -> Step:
 
         return publish
     if op[1:3] != ("replace", "tile"):
-        raise Unsupported(what)
+        raise UnsupportedError(what)
     name, kind = op[3], "b64" if op[-1] == "b64" else "b32"
     address, value = code.address(operands[0]), code.read(operands[-1], kind)
     ordinal = operands[1] if len(operands) == 3 else 0
@@ -140,19 +139,24 @@ def _box(m: Machine, map_address: int, corner: list[int], at: int, what: str) ->
     shared copy starts at offset `at`."""
     maps = m.state.get("maps", {})
     if map_address not in maps:
-        raise MemoryFault(f"{what}: no descriptor at {map_address:#x}")
+        raise MemoryFaultError(f"{what}: no descriptor at {map_address:#x}")
     fields = maps[map_address]
     rank, size = fields["rank", 0] + 1, ELEMENT_BYTES[fields["elemtype", 0]]
     if rank != len(corner) or fields["interleave_layout", 0] or any(fields["element_stride", i] != 1 for i in range(rank)):
-        raise Unsupported(f"{what}: {fields}")
+        raise UnsupportedError(f"{what}: {fields}")
     box = [fields["box_dim", i] for i in range(rank)]
     strides = [size, *(fields["global_stride", i] for i in range(rank - 1))]
     base = fields["global_address", 0]
     swizzle = SWIZZLE_BITS[fields["swizzle_mode", 0]]
-    if base % 16 or any(stride % 16 for stride in strides[1:]) or (box[0] * size) % 16 or at % (128 if not swizzle else 16 * (swizzle + 1) * 8):
-        raise MemoryFault(f"{what}: a base, a stride or a box that the hardware refuses: {fields}, shared offset {at}")
+    if (
+        base % 16
+        or any(stride % 16 for stride in strides[1:])
+        or (box[0] * size) % 16
+        or at % (128 if not swizzle else 16 * (swizzle + 1) * 8)
+    ):
+        raise MemoryFaultError(f"{what}: a base, a stride or a box that the hardware refuses: {fields}, shared offset {at}")
     if (swizzle and box[0] * size > 16 * (swizzle + 1)) or max(box) > 256:
-        raise MemoryFault(f"{what}: a box of {box} elements of {size} bytes is too wide for its swizzle or for any")
+        raise MemoryFaultError(f"{what}: a box of {box} elements of {size} bytes is too wide for its swizzle or for any")
     index = np.indices(box[::-1])[::-1]  # of dimension 0 first, which moves fastest
     addresses, inside = np.full(box[::-1], base, np.int64), np.ones(box[::-1], bool)
     for i in range(rank):
@@ -172,7 +176,7 @@ def bulk(instruction: Instruction, code: Code) -> Step:
     if op[3] == "wait_group":
         return lambda m: _send(m, operands[0])
     if op[3] != "tensor" or "multicast::cluster" in op:
-        raise Unsupported(what)
+        raise UnsupportedError(what)
     inward = op[5].startswith("shared")
     shared, tensor = (operands[0], operands[1]) if inward else (operands[1], operands[0])
     place, map_address = code.address(shared), code.read(tensor.base, "s64")
@@ -221,7 +225,7 @@ def _copy_out(m: Machine, program: int, name: int, position: list[int], at: int,
 
     def complete() -> None:
         if (m.shared.data[program, where] != before).any():
-            raise MemoryFault(f"{what}: shared memory was written before the copy out of it was waited for")
+            raise MemoryFaultError(f"{what}: shared memory was written before the copy out of it was waited for")
         values = np.ascontiguousarray(before).view(f"u{size}")[inside]
         if inside.any():
             m.memory.access(addresses[inside], np.zeros(values.shape[0], np.int64), size, 1, values, what, "tma")
@@ -242,17 +246,19 @@ def finish(m: Machine) -> None:
     m.state.setdefault("outward", []).append(m.state.pop("outward_open", []))
     _send(m, 0)
     if any(barrier.copies for barrier in m.state.get("barriers", {}).values()):
-        raise MemoryFault("a program ended with a copy into its shared memory under way")
+        raise MemoryFaultError("a program ended with a copy into its shared memory under way")
     if any(m.state.get("products", [])) or m.state.get("products_open"):
-        raise MemoryFault("a program ended with a wgmma that nobody waited for")
+        raise MemoryFaultError("a program ended with a wgmma that nobody waited for")
 
 
-def _matrix(m: Machine, thread: int, descriptor: int, rows: int, depth: int, size: int, transposed: bool, what: str) -> np.ndarray:
+def _matrix(
+    m: Machine, thread: int, descriptor: int, rows: int, depth: int, size: int, transposed: bool, what: str
+) -> np.ndarray:
     """(rows, depth) bits of an operand in shared memory, read by a thread's group. transposed: rows move fastest."""
     start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
     mask = MATRIX_SWIZZLE[descriptor >> 62 & 3]
     if descriptor >> 49 & 7:
-        raise Unsupported(f"{what}: a base offset")
+        raise UnsupportedError(f"{what}: a base offset")
     width, each = 16 * (mask + 1), 16 // size
     if transposed:
         k, piece = np.divmod(np.arange(depth * rows // each), rows // each)
@@ -282,13 +288,15 @@ def _wgmma(instruction: Instruction, code: Code) -> Step:
         return lambda m: _await_products(m, instruction.operands[0])
     shape, kind = op[4], op[6]
     if op[1] != "mma_async" or op[5] != "f32" or op[7] != kind or not shape.startswith("m64n"):
-        raise Unsupported(what)
+        raise UnsupportedError(what)
     columns, depth = (int(n) for n in shape[4:].split("k"))
     size = 4 if kind == "tf32" else TYPES[kind](0).itemsize
     d, a, b, scale, *flags = instruction.operands
     if flags[:2] != [1, 1]:
-        raise Unsupported(what)
-    a_transposed, b_transposed = (bool(f) for f in (flags[2:] if len(flags) == 4 else [0, *flags[2:]] if len(flags) == 3 else (0, 0)))
+        raise UnsupportedError(what)
+    a_transposed, b_transposed = (
+        bool(f) for f in (flags[2:] if len(flags) == 4 else [0, *flags[2:]] if len(flags) == 3 else (0, 0))
+    )
     accumulate, writes = code.read(scale, "pred"), [code.write(register) for register in d]
     adds = [code.read(register, "f32") for register in d]
     a_reads = [code.read(register, "b32") for register in a] if isinstance(a, tuple) else [code.read(a, "u64")]
@@ -297,7 +305,7 @@ def _wgmma(instruction: Instruction, code: Code) -> Step:
     def product(m: Machine) -> None:
         warps = whole_warps(m, what)
         if warps.size % 4 or (warps.reshape(-1, 4) != warps[::4, None] + np.arange(4)).any() or (warps[::4] % 4).any():
-            raise MemoryFault(f"{what}: not all four warps of a group take part")
+            raise MemoryFaultError(f"{what}: not all four warps of a group take part")
         threads = warps[::4] * LANES
 
         def operands() -> list[tuple[np.ndarray, np.ndarray]]:
@@ -337,4 +345,4 @@ def _await_products(m: Machine, left: int) -> None:
         for operands, held, what in groups.pop(0):
             for (a, b), (a_before, b_before) in zip(operands(), held):
                 if not (np.array_equal(a, a_before) and np.array_equal(b, b_before)):
-                    raise MemoryFault(f"{what}: an operand changed before the product was waited for")
+                    raise MemoryFaultError(f"{what}: an operand changed before the product was waited for")

@@ -18,18 +18,29 @@ from .text import Address, Instruction, Program, Register
 
 STORAGE = {"pred": np.bool_, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64}
 SPACES = ("param", "global", "shared", "shared::cta", "shared::cluster")
-IGNORED = {"fence", "membar", "griddepcontrol", "prefetch", "prefetchu", "nanosleep", "setmaxnreg", "pragma", "discard", "applypriority"}
+IGNORED = {
+    "fence",
+    "membar",
+    "griddepcontrol",
+    "prefetch",
+    "prefetchu",
+    "nanosleep",
+    "setmaxnreg",
+    "pragma",
+    "discard",
+    "applypriority",
+}
 MOST_STEPS = 1 << 20
 
 Step = Callable[["Machine"], None]
-HANDLERS: dict[str, Callable[[Instruction, "Code"], Step]] = {}
+HANDLERS: dict[str, Callable[[Instruction, Code], Step]] = {}
 
 
-class Unsupported(NotImplementedError):
+class UnsupportedError(NotImplementedError):
     """An instruction that this machine does not know."""
 
 
-class Deadlock(AssertionError):
+class DeadlockError(AssertionError):
     """Threads wait for what will never come."""
 
 
@@ -108,7 +119,7 @@ class Code:
             return lambda m: slot
         if operand == "global_smem":
             return lambda m: np.asarray(SHARED_BASE, number)
-        raise Unsupported(f"operand {operand!r}")
+        raise UnsupportedError(f"operand {operand!r}")
 
     def address(self, operand: Address) -> Callable[[Machine], np.ndarray]:
         """A function that gives each thread's address."""
@@ -121,7 +132,7 @@ class Code:
         if operand == "_":
             return lambda m, value: None
         if not isinstance(operand, Register):
-            raise Unsupported(f"destination {operand!r}")
+            raise UnsupportedError(f"destination {operand!r}")
         index, storage = operand.index, STORAGE[self.classes[operand.index]]
         size = np.dtype(storage).itemsize
 
@@ -147,7 +158,9 @@ def is_control(instruction: Instruction) -> bool:
 class Machine:
     """A cluster of programs running a Code. lanes: the number of each thread in the cluster."""
 
-    def __init__(self, code: Code, memory: Global, parameters: list[int], block: int, grid: int, shared: int, programs: int = 1) -> None:
+    def __init__(
+        self, code: Code, memory: Global, parameters: list[int], block: int, grid: int, shared: int, programs: int = 1
+    ) -> None:
         self.code, self.memory, self.grid, self.programs = code, memory, grid, programs
         self.threads = code.program.threads
         self.lanes = np.arange(self.threads * programs)
@@ -182,11 +195,11 @@ class Machine:
                 if not ready.any():
                     if (at >= end).all():
                         return
-                    raise Deadlock(f"{int((waiting > 0).sum())} threads at a barrier that others never reach")
+                    raise DeadlockError(f"{int((waiting > 0).sum())} threads at a barrier that others never reach")
                 if (ready & ~stalled).any():
                     ready &= ~stalled
                 elif stalled.any():
-                    raise Deadlock(f"{int(ready.sum())} threads wait for a barrier in memory that nobody completes")
+                    raise DeadlockError(f"{int(ready.sum())} threads wait for a barrier in memory that nobody completes")
                 block = int(at[ready].min())
                 group = ready & (at == block)
                 self.mask = None if group.all() else group
@@ -199,7 +212,7 @@ class Machine:
                 else:
                     stalled[:] = False
                 self.state.pop("try_wait", None)
-        raise Deadlock("no end in sight")
+        raise DeadlockError("no end in sight")
 
     def _leave(self, block: int, group: np.ndarray, control: Instruction | None, at: Any, waiting: Any, end: int) -> None:
         at[group] = block + 1
@@ -208,7 +221,7 @@ class Machine:
         if control.op[0] in ("bar", "barrier"):
             cluster = control.op[1] == "cluster"
             if not cluster and (control.operands[0] != 0 or len(control.operands) > 1):
-                raise Unsupported(control.text)
+                raise UnsupportedError(control.text)
             waiting[group] = 2 if cluster else 1
             self._release(at, waiting, end)
             return
@@ -262,7 +275,7 @@ def _arithmetic(instruction: Instruction, code: Code) -> Step:
     else:
         found = arithmetic(op)
     if found is None:
-        raise Unsupported(instruction.text)
+        raise UnsupportedError(instruction.text)
     function, kind, _ = found
     kinds = [kind] * (len(operands) - 1)
     if op[0] in ("shl", "shr"):
@@ -279,7 +292,7 @@ def _arithmetic(instruction: Instruction, code: Code) -> Step:
 @handler("setp")
 def _compare(instruction: Instruction, code: Code) -> Step:
     if len(instruction.operands) != 3 or len(instruction.op) > 4:
-        raise Unsupported(instruction.text)
+        raise UnsupportedError(instruction.text)
     function, kind = comparison(instruction.op)
     a, b = (code.read(operand, kind) for operand in instruction.operands[1:])
     write = code.write(instruction.operands[0])
@@ -344,7 +357,7 @@ def _no_barrier(instruction: Instruction, code: Code) -> Step:
     """Those that need no waiting here: within a warp, and arriving at the cluster's (waiting for it does the work)."""
     if instruction.op[:2] == ("bar", "warp") or instruction.op[:3] == ("barrier", "cluster", "arrive"):
         return lambda m: None
-    raise Unsupported(instruction.text)
+    raise UnsupportedError(instruction.text)
 
 
 def _memory(m: Machine, space: str) -> Global | Shared:
@@ -369,7 +382,7 @@ def _load(instruction: Instruction, code: Code) -> Step:
 
         return parameter
     if space == "generic":
-        raise Unsupported(instruction.text)
+        raise UnsupportedError(instruction.text)
     targets = target if isinstance(target, tuple) else (target,)
     writes, address, size = [code.write(t) for t in targets], code.address(source), np.dtype(number).itemsize
 
@@ -389,7 +402,7 @@ def _store(instruction: Instruction, code: Code) -> Step:
     op, (target, source) = instruction.op, instruction.operands[:2]
     space, kind = _space(op), op[-1]
     if space in ("generic", "param"):
-        raise Unsupported(instruction.text)
+        raise UnsupportedError(instruction.text)
     sources = source if isinstance(source, tuple) else (source,)
     size = np.dtype(TYPES[kind]).itemsize
     reads, address = [code.read(s, kind) for s in sources], code.address(target)

@@ -18,7 +18,7 @@ SEVERAL = -2  # warps that read a byte
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-class MemoryFault(AssertionError):
+class MemoryFaultError(AssertionError):
     """An access that a GPU would refuse, or that a race or red zone shows to be wrong."""
 
 
@@ -78,15 +78,15 @@ class Global:
         """(allocation, offsets in its data) of accesses of size bytes."""
         number = int(addresses[0]) >> 40
         if not 1 <= number <= len(self.allocations):
-            raise MemoryFault(f"{what}: address {int(addresses[0]):#x} is of no allocation")
+            raise MemoryFaultError(f"{what}: address {int(addresses[0]):#x} is of no allocation")
         a = self.allocations[number - 1]
         start = addresses.astype(np.int64) - a.address
         outside = (start < 0) | (start + size > a.size)
         if outside.any():
             first = int(start[outside][0])
-            raise MemoryFault(f"{what}: {size} bytes at byte {first} of {a.name}, which has {a.size}")
+            raise MemoryFaultError(f"{what}: {size} bytes at byte {first} of {a.name}, which has {a.size}")
         if (addresses % np.uint64(size)).any():
-            raise MemoryFault(f"{what}: {size} bytes at an address of {a.name} that is no multiple of {size}")
+            raise MemoryFaultError(f"{what}: {size} bytes at an address of {a.name} that is no multiple of {size}")
         return a, start + a.front
 
     def access(
@@ -150,9 +150,11 @@ class Shared:
         offset = (addresses & ((1 << RANK_SHIFT) - 1)) - SHARED_BASE
         outside = (offset < 0) | (offset + size > self.size) | (program >= self.programs)
         if outside.any():
-            raise MemoryFault(f"{what}: {size} bytes at byte {int(offset[outside][0])} of shared memory, which has {self.size}")
+            raise MemoryFaultError(
+                f"{what}: {size} bytes at byte {int(offset[outside][0])} of shared memory, which has {self.size}"
+            )
         if (offset % size).any():
-            raise MemoryFault(f"{what}: {size} bytes at a shared address that is no multiple of {size}")
+            raise MemoryFaultError(f"{what}: {size} bytes at a shared address that is no multiple of {size}")
         return program, offset
 
     def access(
@@ -192,17 +194,19 @@ class Shared:
             self.read_in[where] = now
         if clash.any():
             first = int(np.argwhere(clash)[0][0])
-            raise MemoryFault(
+            raise MemoryFaultError(
                 f"{what}: warp {int(warps[first])} at byte {int(offset[first])} of shared memory, which another warp"
                 f" touched since the last barrier"
             )
 
-    def _cluster_race(self, program: np.ndarray, offset: np.ndarray, own: np.ndarray, size: int, write: bool, what: str) -> None:
+    def _cluster_race(
+        self, program: np.ndarray, offset: np.ndarray, own: np.ndarray, size: int, write: bool, what: str
+    ) -> None:
         """Refuse what another program's access since the cluster's last barrier may come before or after."""
         where = program[:, None], offset[:, None] + np.arange(size)
         remote = (program != own)[:, None]
         if write and remote.any():
-            raise MemoryFault(f"{what}: a store to another program's shared memory, which is not looked after here")
+            raise MemoryFaultError(f"{what}: a store to another program's shared memory, which is not looked after here")
         if write:
             clash = self.others_read_in[where] == self.cluster_epoch
             self.own_write_in[where] = self.cluster_epoch
@@ -213,7 +217,7 @@ class Shared:
             self.remote_reads += int(remote.sum())
         if clash.any():
             first = int(np.argwhere(clash)[0][0])
-            raise MemoryFault(
+            raise MemoryFaultError(
                 f"{what}: byte {int(offset[first])} of program {int(program[first])}'s shared memory, which another program"
                 f" touched since the cluster's last barrier"
             )
@@ -221,7 +225,7 @@ class Shared:
     def finish(self) -> None:
         """Refuse a program's end while another may still read its shared memory."""
         if (self.others_read_in == self.cluster_epoch).any():
-            raise MemoryFault("a program may have ended before another read its shared memory: no barrier of the cluster")
+            raise MemoryFaultError("a program may have ended before another read its shared memory: no barrier of the cluster")
 
     def poison(self, program: int, offsets: np.ndarray) -> None:
         """Bytes that an asynchronous copy is about to fill hold NaN until it is waited for."""

@@ -18,7 +18,7 @@ from fused_ops.testing import ContractMode
 
 from .device import device
 from .machine import Code, Machine
-from .memory import MemoryFault
+from .memory import MemoryFaultError
 from .text import Parser
 
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
@@ -90,7 +90,7 @@ def test_every_barrier_of_the_cluster_is_needed(monkeypatch: pytest.MonkeyPatch)
             return found, Code(Parser(text).program), names
 
         monkeypatch.setattr(module, "_compile", compiled)
-        with pytest.raises(MemoryFault, match="another|may have ended"), device(90):
+        with pytest.raises(MemoryFaultError, match=r"another|may have ended"), device(90):
             fused_softmax(x)
         monkeypatch.undo()
         monkeypatch.setattr(_cluster, "WANTED", True)

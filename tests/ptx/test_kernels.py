@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import REGISTRY, fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
+from fused_ops import fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
 from fused_ops._matmul_plan import forced_config
 from fused_ops._spec import FORWARD_ONLY
 from fused_ops.kernels import linear_config
@@ -27,7 +27,7 @@ from tests.contract import cases, hold_to_contract, sample_of
 if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
 
-from .device import Device, device  # noqa: E402
+from .device import Device, device
 
 ROWS = 5
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -205,7 +205,7 @@ def test_a_kernel_that_writes_too_far_is_caught(monkeypatch: pytest.MonkeyPatch)
     """The launcher lies about N: the kernel reads and writes past the end."""
     from fused_ops import softmax
 
-    from .memory import MemoryFault
+    from .memory import MemoryFaultError
 
     plan = softmax._fwd_plan
 
@@ -214,7 +214,7 @@ def test_a_kernel_that_writes_too_far_is_caught(monkeypatch: pytest.MonkeyPatch)
         return kernel, grid, (*sizes[:-1], sizes[-1] + 8), options
 
     monkeypatch.setattr(softmax, "_fwd_plan", wrong)
-    with pytest.raises(MemoryFault, match="which has"), device(90):
+    with pytest.raises(MemoryFaultError, match="which has"), device(90):
         fused_softmax(rows(1000, BF16))
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from . import hopper, warp  # noqa: F401
 from .arithmetic import arithmetic, comparison, convert, convert_pair
-from .machine import Code, Deadlock, Machine, Unsupported
-from .memory import Global, MemoryFault
+from .machine import Code, DeadlockError, Machine, UnsupportedError
+from .memory import Global, MemoryFaultError
 from .text import Parser
 
 HEAD = """
@@ -77,7 +77,7 @@ def test_accesses_that_are_not_coalesced_show() -> None:
     ],
 )
 def test_accesses_outside_or_misaligned_are_refused(body: str, match: str) -> None:
-    with pytest.raises(MemoryFault, match=match):
+    with pytest.raises(MemoryFaultError, match=match):
         run(body)
 
 
@@ -89,14 +89,14 @@ def test_a_barrier_orders_warps() -> None:
     back = TURNED + "ld.shared.b32 %r8, [%r7]; st.global.b32 [%rd5], %r8;"
     y, _ = run(load + "bar.sync 0; " + back)
     assert y.tolist() == [*range(32, 64), *range(32)]
-    with pytest.raises(MemoryFault, match="another warp touched since the last barrier"):
+    with pytest.raises(MemoryFaultError, match="another warp touched since the last barrier"):
         run(load + back)
-    with pytest.raises(MemoryFault, match="another warp touched"):
+    with pytest.raises(MemoryFaultError, match="another warp touched"):
         run(load + "bar.sync 0; " + back + "st.shared.b32 [%r4], %r5;")
 
 
 def test_two_values_at_one_place_are_a_race_within_a_warp_too() -> None:
-    with pytest.raises(MemoryFault, match="touched"):
+    with pytest.raises(MemoryFaultError, match="touched"):
         run("st.shared.b32 [%r3], %r1;", threads=32)
     run("mov.b32 %r5, 7; st.shared.b32 [%r3], %r5;")  # the same value by all
 
@@ -120,15 +120,15 @@ def test_threads_that_branch_apart_meet_again() -> None:
 def test_waiting_for_what_never_comes_is_a_deadlock() -> None:
     wait = """mbarrier.init.shared::cta.b64 [%r3], 1;
         W: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r3], 0; @!%p2 bra W;"""
-    with pytest.raises(Deadlock, match="a barrier in memory that nobody completes"):
+    with pytest.raises(DeadlockError, match="a barrier in memory that nobody completes"):
         run(wait)
-    with pytest.raises(Deadlock, match="a barrier in memory that nobody completes"):
+    with pytest.raises(DeadlockError, match="a barrier in memory that nobody completes"):
         run(f"setp.lt.u32 %p1, %r1, 32; @%p1 bra A; {wait} A: bar.sync 0;")
     run(wait.replace("W:", "mbarrier.arrive.shared::cta.b64 _, [%r3]; W:"), threads=1)
 
 
 def test_a_shuffle_by_a_part_of_a_warp_is_refused() -> None:
-    with pytest.raises(MemoryFault, match="not all threads of a warp"):
+    with pytest.raises(MemoryFaultError, match="not all threads of a warp"):
         run("setp.lt.u32 %p1, %r1, 5; @%p1 shfl.sync.bfly.b32 %r8, %r5, 1, 31, -1;")
 
 
@@ -152,15 +152,23 @@ def test_programs_of_a_cluster_read_one_another() -> None:
     assert y.tolist() == list(range(1, 65))
     assert machine.shared.remote_reads == 128
     for barrier in ("", "bar.sync 0;", "barrier.cluster.arrive.aligned;"):
-        with pytest.raises(MemoryFault, match="another (warp|program) touched"):
+        with pytest.raises(MemoryFaultError, match=r"another (warp|program) touched"):
             run(CLUSTER.replace("BARRIER", barrier) + CLUSTER_BARRIER, programs=2)
-    with pytest.raises(MemoryFault, match="may have ended before another"):
+    with pytest.raises(MemoryFaultError, match="may have ended before another"):
         run(CLUSTER.replace("BARRIER", CLUSTER_BARRIER), programs=2)
 
 
-@pytest.mark.parametrize("body", ["vote.sync.all.pred %p1, %p2, -1;", "bar.sync 1, 32;", "add.cc.u32 %r5, %r5, %r5;", "atom.global.add.f32 %r5, [%rd4], %r5;"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "vote.sync.all.pred %p1, %p2, -1;",
+        "bar.sync 1, 32;",
+        "add.cc.u32 %r5, %r5, %r5;",
+        "atom.global.add.f32 %r5, [%rd4], %r5;",
+    ],
+)
 def test_unknown_instructions_are_refused(body: str) -> None:
-    with pytest.raises((Unsupported, KeyError)):
+    with pytest.raises((UnsupportedError, KeyError)):
         run(body)
 
 
@@ -197,7 +205,9 @@ def test_conversions() -> None:
         parts = tuple(op.split("."))
         found = convert_pair(parts) or convert(parts)
         assert found is not None
-        return int(np.asarray(found[0](*map(np.asarray, values))).view(f"u{np.asarray(found[0](*map(np.asarray, values))).itemsize}"))
+        return int(
+            np.asarray(found[0](*map(np.asarray, values))).view(f"u{np.asarray(found[0](*map(np.asarray, values))).itemsize}")
+        )
 
     assert of("cvt.rn.bf16x2.f32", F32(1), F32(1 + 2**-8)) == 0x3F803F80  # ties to even; the first is the high half
     assert of("cvt.rn.bf16.f32", F32(1 + 3 * 2**-8)) == 0x3F82
@@ -211,5 +221,13 @@ def test_conversions() -> None:
 
 def test_comparisons_with_nan() -> None:
     nan = np.asarray(F32("nan"))
-    for name, with_nan in (("eq", False), ("ne", False), ("lt", False), ("ltu", True), ("neu", True), ("num", False), ("nan", True)):
+    for name, with_nan in (
+        ("eq", False),
+        ("ne", False),
+        ("lt", False),
+        ("ltu", True),
+        ("neu", True),
+        ("num", False),
+        ("nan", True),
+    ):
         assert bool(comparison(("setp", name, "f32"))[0](nan, nan)) is with_nan, name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 CLASSES = {"pred": "pred", "b16": "b16", "b32": "b32", "b64": "b64", "u16": "b16", "u32": "b32", "u64": "b64",
            "s16": "b16", "s32": "b32", "s64": "b64", "f32": "b32", "f64": "b64"}  # fmt: skip
@@ -25,7 +26,7 @@ class Address:
     coordinates: tuple[Register | int, ...] = ()
 
 
-Operand = "Register | Address | int | str | tuple"  # a tuple is a vector {a, b} or a pair a|b; a str a symbol or label
+Operand = Any  # Register | Address | int | str, a symbol or label | tuple, a vector {a, b} or a pair a|b
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Instruction:
     """op: the mnemonic split at its dots. guard: (predicate, whether it is negated), or None."""
 
     op: tuple[str, ...]
-    operands: tuple
+    operands: tuple[Operand, ...]
     guard: tuple[Register, bool] | None
     text: str
 
@@ -125,7 +126,7 @@ class Parser:
             raise ValueError(f"no register {name!r}")
         return self._add(name, kind)
 
-    def _operand(self, text: str):  # noqa: ANN202
+    def _operand(self, text: str) -> Operand:
         if text.startswith("["):
             return self._address(text[1:-1].strip())
         if text.startswith("{"):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from .arithmetic import TYPES
-from .machine import Code, Instruction, Machine, Step, Unsupported, handler
-from .memory import LANES, MemoryFault
+from .machine import Code, Instruction, Machine, Step, UnsupportedError, handler
+from .memory import LANES, MemoryFaultError
 
 LANE = np.arange(LANES)
 
@@ -19,7 +19,7 @@ def whole_warps(m: Machine, what: str) -> np.ndarray:
         return np.arange(m.lanes.size // LANES)
     by_warp = m.mask.reshape(-1, LANES)
     if (by_warp.any(1) != by_warp.all(1)).any():
-        raise MemoryFault(f"{what}: not all threads of a warp take part")
+        raise MemoryFaultError(f"{what}: not all threads of a warp take part")
     return np.flatnonzero(by_warp.all(1))
 
 
@@ -40,7 +40,7 @@ def _shuffle(instruction: Instruction, code: Code) -> Step:
     mode = instruction.op[2]
     target, source, by, clamp = instruction.operands[:4]
     if isinstance(target, tuple) or mode not in ("bfly", "idx", "up", "down"):
-        raise Unsupported(instruction.text)
+        raise UnsupportedError(instruction.text)
     read, amount, limit, write = code.read(source, "b32"), code.read(by, "u32"), code.read(clamp, "u32"), code.write(target)
 
     def shuffle(m: Machine) -> None:
@@ -63,7 +63,7 @@ def _reduce(instruction: Instruction, code: Code) -> Step:
     functions = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or}
     function, kind = functions.get(instruction.op[2]), instruction.op[-1]
     if function is None or kind[0] == "f":
-        raise Unsupported(instruction.text)
+        raise UnsupportedError(instruction.text)
     read, write = code.read(instruction.operands[1], kind), code.write(instruction.operands[0])
 
     def reduce(m: Machine) -> None:
@@ -97,7 +97,7 @@ def _matrix_rows(m: Machine, addresses: np.ndarray, count: int, warps: np.ndarra
 def _matrix_access(instruction: Instruction, code: Code) -> tuple[Any, int, Any, bool]:
     op = instruction.op
     if "b16" not in op or "m8n8" not in op:
-        raise Unsupported(instruction.text)
+        raise UnsupportedError(instruction.text)
     count = int(next(part for part in op if part in ("x1", "x2", "x4"))[1:])
     load = op[0] == "ldmatrix"
     registers, address = instruction.operands if load else reversed(instruction.operands)
@@ -163,7 +163,7 @@ def fragment(values: np.ndarray, halves: bool) -> np.ndarray:
 def _mma(instruction: Instruction, code: Code) -> Step:
     op = instruction.op
     if op[1] != "sync" or op[4:6] != ("row", "col") or op[6] != "f32" or op[9] != "f32" or op[7] != op[8]:
-        raise Unsupported(instruction.text)
+        raise UnsupportedError(instruction.text)
     kind = op[7]
     d, a, b, c = instruction.operands
     writes = [code.write(t) for t in d]
@@ -187,7 +187,7 @@ def _copy(instruction: Instruction, code: Code) -> Step:
     """cp.async: the bytes arrive when they are waited for, and until then the destination holds NaN."""
     op = instruction.op
     if op[1] != "async":
-        raise Unsupported(instruction.text)
+        raise UnsupportedError(instruction.text)
     if op[2] == "bulk":
         from .hopper import bulk
 
@@ -207,7 +207,7 @@ def _copy(instruction: Instruction, code: Code) -> Step:
         content = np.zeros((active.size, size), np.uint8)
         count = np.full(active.size, size) if valid is None else np.broadcast_to(valid(m), m.lanes.shape)[active]
         if ((count != 0) & (count != size)).any():
-            raise Unsupported("cp.async of a part of its bytes")
+            raise UnsupportedError("cp.async of a part of its bytes")
         some = count == size
         if some.any():
             words = m.memory.access(start(m)[active][some], active[some], 4, size // 4, None, instruction.text)
