@@ -7,8 +7,8 @@ outside its tensors, misaligned ones and races (memory.py), and asynchronous cop
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import re
 import sys
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
+from fused_ops import _matmul_plan, fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
 from fused_ops._matmul_plan import forced_config
 from fused_ops._spec import FORWARD_ONLY
 from fused_ops.kernels import linear_config
@@ -27,11 +27,10 @@ from tests.contract import cases, hold_to_contract, sample_of
 if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
 
-from .device import Device, device
+from .device import Device, altered, device
 
 ROWS = 5
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-GROUP = pytest.mark.xdist_group  # tests that compile the same kernels run in one process
 
 
 def rows(N: int, dtype: torch.dtype, layout: str = "contiguous") -> Tensor:
@@ -145,7 +144,7 @@ def test_tma_tiles(tile: MatmulConfig) -> None:
     launch = gpu.launches[0]
     assert (launch.kernel, launch.programs) == ("linear_fwd_tma_kernel", 2)
     ptx = launch.compiled.asm["ptx"]
-    assert f"wgmma.mma_async.sync.aligned.m64n{min(tile.block_n, 256)}k16.f32.bf16.bf16" in ptx or "m64n" in ptx
+    assert re.search(r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k16\.f32\.bf16\.bf16", ptx)
     assert launch.traffic.widths["store", "tma"] == 2 * x.shape[0] * w.shape[0] * 2  # y and the pre-activation, once each
     assert ("store", "32") not in launch.traffic.widths
 
@@ -191,14 +190,42 @@ def test_split_k_and_pointer_kernels(arch: int) -> None:
 
 
 @pytest.mark.parametrize("arch", [80, 90])
-def test_tf32_where_torch_allows_it(arch: int) -> None:
-    """With TF32 allowed the products are of 10-bit significands: near the exact result, and not the exact fp32 one."""
+def test_tf32_where_torch_allows_it(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 products are exact in fp32, and with TF32 allowed those of 11-bit significands, which nothing else here computes."""
     x, w, _ = operands(70, 72, 96, FP32)
     exact = torch.relu(x.double() @ w.double().t())
-    with device(arch) as gpu:
-        ours = [fused_linear(x, w, None, "relu")]
-    assert "tf32" not in gpu.launches[0].compiled.asm["ptx"]
-    torch.testing.assert_close(ours[0].double(), exact, rtol=1e-5, atol=1e-5)
+    errors = {}
+    for precision in ("ieee", "tf32"):
+        monkeypatch.setattr(_matmul_plan, "precision_of", lambda *_, precision=precision: precision)
+        with device(arch) as gpu:
+            y = fused_linear(x, w, None, "relu")
+        assert ("tf32" in gpu.launches[0].compiled.asm["ptx"]) == (precision == "tf32")
+        errors[precision] = float((y - exact).abs().max())
+    assert errors["ieee"] < 1e-5 < 1e-4 < errors["tf32"] < 4e-3
+
+
+WAITS = {
+    "copy_in": (r"waitLoop:.*?bra\.uni waitLoop;", "mov.pred complete, -1;", "beyond the contract|more arrivals"),
+    "product": (r"wgmma\.wait_group\.sync\.aligned \d;", "wgmma.wait_group.sync.aligned 7;", "nobody waited|operand changed"),
+    "copy_out": (r"cp\.async\.bulk\.wait_group\.read\s+0\s*;", "cp.async.bulk.wait_group.read 7;", "written before the copy out"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WAITS)
+def test_every_wait_of_the_persistent_kernel_is_needed(name: str) -> None:
+    """Without waiting for copies into shared memory, for products or for copies out of it, the machine finds the kernel wrong."""
+    pattern, instead, found = WAITS[name]
+    x, w, b = operands(264, 280, 264, BF16)
+
+    def change(ptx: str) -> str:
+        changed, count = re.subn(pattern, instead, ptx, flags=re.S)
+        assert count
+        return changed
+
+    tile = linear_config._TMA_TILES["fwd"][1][0]
+    with pytest.raises(AssertionError, match=found), forced_config(tile), altered(change), device(90, sms=2), ContractMode():
+        fused_linear(x, w, b, "gelu")
 
 
 def test_a_kernel_that_writes_too_far_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,4 +252,3 @@ def test_configurations_are_those_of_the_architecture() -> None:
             fused_softmax(rows(65536, BF16))
         names[arch] = gpu.launches[0].kernel
     assert names == {80: "softmax_fwd_chunked_kernel", 90: "softmax_fwd_packed_kernel"}
-    assert dataclasses.is_dataclass(gpu.launches[0])
