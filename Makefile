@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 PYTEST_ARGS ?=
+TRITON ?= 3.9.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
@@ -23,7 +24,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 .PHONY: help
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
-	@echo "  Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), JOBS=$(JOBS) (test processes), PYTEST_ARGS."
+	@echo "  Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), JOBS=$(JOBS) (test processes), TRITON=$(TRITON), PYTEST_ARGS."
 
 .PHONY: demo
 demo: $(VENV)/.demo  ## Take a real model down the whole line: fuse, embed, train, compile, export. Results in build/demo/.
@@ -37,6 +38,13 @@ test: $(VENV)/.dev  ## Run all tests: through ATen, then the kernels themselves 
 	echo "== kernels in Triton's interpreter"; \
 	$(PLAIN) TRITON_INTERPRET=1 $(ONE_THREAD) $(PYTEST) tests/interpret || status=1; \
 	exit $$status
+
+.PHONY: triton
+triton: $(VENV)/.dev  ## Compile and execute the kernels under another Triton (TRITON=3.9.0), which knows clusters.
+	@test -e $(VENV)/triton-$(TRITON)/.done || { $(PIP) --no-deps --target $(VENV)/triton-$(TRITON) triton==$(TRITON); touch $(VENV)/triton-$(TRITON)/.done; }
+	@export PYTHONPATH=$(abspath $(VENV))/triton-$(TRITON) $(ONE_THREAD); \
+	$(PLAIN) $(PYTEST) tests/ptx/test_clusters.py && \
+	for kernel in softmax layer_norm; do $(PLAIN) $(BIN)/python -m fused_ops audit --arch 90 --kernel $$kernel || exit 1; done
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## Measure what this machine can; JSON, CSV and report.html in build/bench/.

@@ -27,8 +27,13 @@ def plain_aten(op: str = "") -> bool:
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
-        or (torch.compiler.is_compiling() and COMPILE_WITH_ATEN.get(op, False) and not torch.compiler.is_exporting())
+        or (torch.compiler.is_compiling() and COMPILE_WITH_ATEN.get(op, False) and not _exporting())
     )
+
+
+def _exporting() -> bool:
+    """torch.compiler.is_exporting(), which torch 2.11 takes for true whenever it compiles; the flag behind it is right."""
+    return torch.compiler._is_exporting_flag
 
 
 def autocasting(input: Tensor) -> bool:

@@ -119,8 +119,8 @@ def test_nvtx_ranges_by_option() -> None:
 
 
 def test_nvtx_asked_for_where_there_is_none() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this PyTorch has NVTX")
+    if torch.version.cuda is not None:
+        pytest.skip("this PyTorch was built with NVTX")
     env = os.environ | {"FUSED_OPS_NVTX": "1"}
     code = "import torch, fused_ops; fused_ops.fused_softmax(torch.randn(2, 3))"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
