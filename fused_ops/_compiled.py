@@ -1,55 +1,98 @@
 """Compiled kernels, kept by everything that specialises one and launched without Triton's Python front.
 
 JITFunction.run binds, specialises and hashes its arguments on every call, which takes longer than the rest of an eager
-call together. Here the first call with a new key goes that way, kernel[grid], and the compiled kernel it returns is kept;
-further calls hand Triton's launcher the arguments directly. The key holds the device, each tensor's dtype and the
-low bits of its address, and every other argument's value: at least all that Triton specialises on, so a key has one kernel.
+call together. A `Planned` is a launch but for its tensors. Its first call goes that way, kernel[grid], and it keeps the
+compiled kernel that this returns; further calls hand Triton's launcher the tensors' addresses and constants made ready.
+A kernel is kept by the low bits of the addresses; the rest that Triton specialises on, the plan itself settles.
 
-Nothing is kept that belongs to one call: pointers, grid and stream are looked up each time, and no memory is allocated or
+Nothing is kept that belongs to one call: pointers and stream are looked up each time, and no memory is allocated or
 synchronised, so CUDA graphs, streams and threads need no care. Whatever is not as expected goes through kernel[grid].
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
-LIMIT = 8192  # keys; sizes are in the key, and a server may see many
-_Launch = Callable[[int, int, tuple[Any, ...]], None]
-_kernels: dict[tuple[Any, ...], tuple[Any, _Launch]] = {}
+from torch import Tensor
+
+LIMIT = 8192  # plans that `run` keeps; sizes are in their keys, and a server may see many
+ALIGNMENTS = 64  # compiled kernels that one plan keeps
+_ALIGNED = 0  # the key of a plan's compiled kernel for addresses that are all multiples of 16
+_Ready = Callable[[int, tuple[int, ...]], None]  # (stream, addresses): a launch
+
+_kept: dict[tuple[Any, ...], Planned] = {}
 _pointers: dict[int, int] = {}  # how many leading arguments of a kernel are pointers: those named *_ptr
 _hooks: Any = None  # triton.knobs.runtime, once triton is loaded
+_address = Tensor.data_ptr
+
+
+class Planned:
+    """kernel[(grid,)](*tensors, *sizes, **options) on one device, for tensors of always the same dtypes.
+
+    device: its index, negative for the interpreter. The kernel's parameters are as many pointers as there are tensors,
+    then sizes, ints, in order; options: the others by name, and those such as num_warps.
+    """
+
+    __slots__ = ("_ready", "device", "grid", "kernel", "options", "runs_directly", "sizes")
+
+    def __init__(self, device: int, kernel: Any, grid: int, sizes: tuple[int, ...], options: dict[str, Any]) -> None:
+        self.device, self.kernel, self.grid, self.sizes, self.options = device, kernel, grid, sizes, options
+        self.runs_directly = device >= 0 and grid != 0
+        self._ready: dict[Any, _Ready] = {}
+
+    def run(self, stream: int, tensors: tuple[Tensor, ...]) -> None:
+        """Launch on the device, which is current, and on its current stream, the raw CUDA stream given. Not on a grid of 0."""
+        addresses = tuple(map(_address, tensors))
+        key: Any = _ALIGNED
+        for address in addresses:
+            if address & 15:  # the low bits rather than "a multiple of 16": finer than need be
+                key = tuple([address & 15 for address in addresses])
+                break
+        ready = self._ready.get(key)
+        if ready is None or self.kernel.pre_run_hooks or _is_watched():
+            self._first(key, tensors)
+            return
+        try:
+            ready(stream, addresses)
+        except TypeError:  # the launcher's arguments are not what they were taken for; nothing was launched
+            self._ready.pop(key, None)
+            self.through_triton(tensors)
+
+    def through_triton(self, tensors: tuple[Any, ...]) -> Any:
+        """Launch as Triton does, and return the compiled kernel."""
+        return _through_triton(self.kernel, self.grid, (*tensors, *self.sizes), self.options)
+
+    def _first(self, key: Any, tensors: tuple[Tensor, ...]) -> None:
+        ready = _direct_launch(self, self.through_triton(tensors), len(tensors))
+        if ready is not None:
+            if len(self._ready) >= ALIGNMENTS:
+                self._ready.clear()
+            self._ready[key] = ready
 
 
 def run(kernel: Any, grid: int, device: int, stream: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """kernel[(grid,)](*args, **kwargs) on device, which is current, and on its current stream.
+    """kernel[(grid,)](*args, **kwargs) by a plan that is made on the first call of its kind, and kept.
 
-    grid: more than 0. stream: the raw CUDA stream. args: tensors, as many as the kernel has parameters named *_ptr, which
-    come first; then ints.
+    args: tensors, as many as the kernel has parameters named *_ptr, which come first; then ints. The others: as Planned.
     """
     identity = id(kernel)
     count = _pointers.get(identity)
     if count is None:
         count = _pointers[identity] = sum(name.endswith("_ptr") for name in kernel.arg_names)
-    tensors, sizes, options = args[:count], args[count:], kwargs.values()
+    tensors, sizes = args[:count], args[count:]
     try:
-        pointers = [tensor.data_ptr() for tensor in tensors]
+        dtypes = [tensor.dtype for tensor in tensors]
     except AttributeError:  # no tensor where one is usual
         _through_triton(kernel, grid, args, kwargs)
         return
-    # Low bits rather than "a multiple of 16": finer than need be, and one operation.
-    low = [pointer & 15 for pointer in pointers]
-    key = (identity, device, *low, *[tensor.dtype for tensor in tensors], *sizes, *kwargs, *options)
-    kept = _kernels.get(key)
-    if kept is None or kernel.pre_run_hooks or _is_watched():
-        _first(kernel, grid, key, args, kwargs)
-        return
-    try:
-        kept[1](grid, stream, (*pointers, *sizes, *options))
-    except TypeError:  # the launcher's arguments are not what they were taken for; nothing was launched
-        del _kernels[key]
-        _through_triton(kernel, grid, args, kwargs)
+    key = (identity, grid, device, *dtypes, *sizes, *kwargs, *kwargs.values())
+    planned = _kept.get(key)
+    if planned is None:
+        if len(_kept) >= LIMIT:
+            _kept.clear()
+        planned = _kept[key] = Planned(device, kernel, grid, sizes, kwargs)  # it holds the kernel, whose id is in the key
+    planned.run(stream, tensors)
 
 
 def _is_watched() -> bool:
@@ -64,20 +107,8 @@ def _through_triton(kernel: Any, grid: int, args: tuple[Any, ...], kwargs: dict[
     return kernel[(grid,)](*args, **kwargs, enable_fp_fusion=True)
 
 
-def _first(kernel: Any, grid: int, key: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    compiled = _through_triton(kernel, grid, args, kwargs)
-    launch = _direct_launch(kernel, compiled, len(args), kwargs)
-    if launch is not None:
-        if len(_kernels) >= LIMIT:
-            _kernels.clear()
-        _kernels[key] = (kernel, launch)  # the kernel too: its id is in the key
-
-
-def _direct_launch(kernel: Any, compiled: Any, positional: int, kwargs: dict[str, Any]) -> _Launch | None:
-    """A function (grid, stream, values) that launches compiled, or None where Triton is not one of those known.
-
-    values: the positional arguments and kwargs' values, pointers as integers.
-    """
+def _direct_launch(planned: Planned, compiled: Any, pointers: int) -> _Ready | None:
+    """A function (stream, addresses) that launches compiled as planned, or None where Triton is not one of those known."""
     global _hooks
     import triton
 
@@ -86,23 +117,24 @@ def _direct_launch(kernel: Any, compiled: Any, positional: int, kwargs: dict[str
     launcher: Any = getattr(compiled, "_run", None)
     if type(launcher).__name__ != "CudaLauncher" or not (3, 6) <= version <= (3, 9):
         return None
-    names = [*kernel.arg_names[:positional], *kwargs]
-    if not set(kernel.arg_names) <= set(names):
+    names = planned.kernel.arg_names[pointers:]
+    values = {**dict(zip(names, planned.sizes)), **planned.options}
+    if not set(names) <= set(values):
         return None
-    in_order = operator.itemgetter(*(names.index(name) for name in kernel.arg_names))
-    function, metadata = compiled.function, compiled.packed_metadata
+    constants = tuple(values[name] for name in names)  # all arguments after the pointers, in the kernel's order
+    grid, function, metadata = planned.grid, compiled.function, compiled.packed_metadata
     if launcher.global_scratch_size or launcher.profile_scratch_size or getattr(launcher, "gsan_enabled", False):
         # Scratch memory is allocated for each launch: by Triton's launcher.
-        return lambda grid, stream, values: launcher(
-            grid, 1, 1, stream, function, metadata, None, None, None, *in_order(values)
+        return lambda stream, addresses: launcher(
+            grid, 1, 1, stream, function, metadata, None, None, None, *addresses, *constants
         )  # fmt: skip
     launch, cooperative, pdl = launcher.launch, launcher.launch_cooperative_grid, launcher.launch_pdl
     if version == (3, 6):
-        return lambda grid, stream, values: launch(
-            grid, 1, 1, stream, function, cooperative, pdl, None, None, metadata, None, None, None, *in_order(values)
+        return lambda stream, addresses: launch(
+            grid, 1, 1, stream, function, cooperative, pdl, None, None, metadata, None, None, None, *addresses, *constants
         )  # fmt: skip
     annotations, signature = launcher.arg_annotations, launcher.kernel_signature
-    return lambda grid, stream, values: launch(
+    return lambda stream, addresses: launch(
         grid, 1, 1, stream, function, cooperative, pdl, metadata, None, None, None, None, None, annotations, signature,
-        in_order(values),
+        addresses + constants,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from . import _compiled
 from ._compile import traced_launch
+from ._compiled import Planned
 from ._spec import INTERPRET
 
 INTERPRETER_CAPABILITY = (9, 0)  # what a configuration is chosen for when kernels are interpreted
@@ -86,13 +87,24 @@ def launch(kernel: Any, grid: int, anchor: Tensor, *args: Any, **kwargs: Any) ->
             _compiled.run(kernel, grid, device, _current_stream(device), args, kwargs)
 
 
+def launch_planned(planned: Planned, *tensors: Tensor) -> None:
+    """launch of what a plan answered, on tensors of the plan's device and dtypes."""
+    device = planned.device
+    traced = type(tensors[0]) is FunctionalTensor
+    if planned.runs_directly and not traced and _recorder is None and device == _current_device():
+        planned.run(_current_stream(device), tensors)  # nearly every call
+    else:
+        launch(planned.kernel, planned.grid, tensors[0], *tensors, *planned.sizes, **planned.options)
+
+
 def rows_of(x: Tensor) -> Tensor:
     """x as (M, N) with N its last dimension: a view where the leading dimensions collapse, else one copy."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(0, 0)
 
 
 def plan(function: Callable[..., Any]) -> Callable[..., Any]:
-    """function, of sizes, strides and dtypes, with what it answered kept: choosing a launch takes longer than launching.
+    """function, of sizes, strides, dtypes and the device, with what it answered kept: choosing a launch takes longer than
+    launching. It answers a Planned, whose arguments but for addresses they settle, every tensor's dtype too.
 
     Symbolic sizes cannot be kept and are worked out each time.
     """
@@ -128,7 +140,7 @@ def empty_of(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous tensor of x's shape, nothing written to it."""
     if x.dtype is dtype and x.is_contiguous():
         return torch.empty_like(x, memory_format=torch.contiguous_format)  # one element may have any stride
-    return torch.empty(x.shape, dtype=dtype, device=x.device)
+    return x.new_empty(x.shape, dtype=dtype)
 
 
 @functools.cache

@@ -14,8 +14,20 @@ from . import _cases
 from ._autograd import FLOATS, autocasts_to_fp32, differentiable_backward, plain_aten
 from ._backend import NO_FP64, note_fallback
 from ._checks import refuse, require_device, require_float, require_shape, require_tensor
+from ._compiled import Planned
 from ._direct import implementations, short_applies, short_way
-from ._launch import KERNEL_DTYPES, column_sums, device_facts, empty_of, facts_of, launch, plan, rows_and_strides, rows_of
+from ._launch import (
+    KERNEL_DTYPES,
+    column_sums,
+    device_facts,
+    empty_of,
+    facts_of,
+    launch,
+    launch_planned,
+    plan,
+    rows_and_strides,
+    rows_of,
+)
 from ._spec import Backward, OpSpec, define
 
 
@@ -61,7 +73,7 @@ def layer_norm_launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps
     if x.dtype not in KERNEL_DTYPES:
         note_fallback("layer_norm", NO_FP64)
         return layer_norm_reference(x, weight, bias, eps)
-    mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    mean = x.new_empty(x.shape[:-1], dtype=torch.float32)
     rstd = torch.empty_like(mean)
     y = empty_of(x, x.dtype)
     if x.numel() == 0:
@@ -74,22 +86,24 @@ def _launch_fwd(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, y: Tensor, mean: Tensor | None, rstd: Tensor | None, eps: float
 ) -> None:
     rows, M, stride_xm, stride_xn = rows_and_strides(x)
-    N = x.shape[-1]
+    w_dtype, b_dtype = None if weight is None else weight.dtype, None if bias is None else bias.dtype
     stats = mean is not None
-    facts = (M, N, stride_xm, stride_xn, x.element_size(), x.get_device())
-    kernel, grid, sizes, options = _fwd_plan(*facts, weight is not None, bias is not None, stats)
+    planned = _fwd_plan(
+        M, x.shape[-1], stride_xm, stride_xn, float(eps), x.dtype, w_dtype, b_dtype, stats, x.get_device()
+    )  # fmt: skip
     weight = x if weight is None else weight.contiguous()
     bias = x if bias is None else bias.contiguous()
-    launch(kernel, grid, x, rows, weight, bias, y, x if mean is None else mean, x if rstd is None else rstd, *sizes,
-           eps=eps, **options)  # fmt: skip
+    launch_planned(planned, rows, weight, bias, y, x if mean is None else mean, x if rstd is None else rstd)
 
 
 @plan
 def _fwd_plan(
-    M: int, N: int, stride_xm: int, stride_xn: int, itemsize: int, device: int, weight: bool, bias: bool, stats: bool
-) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:
-    """(kernel, grid, sizes, options) of the forward."""
+    M: int, N: int, stride_xm: int, stride_xn: int, eps: float,
+    dtype: torch.dtype, w_dtype: torch.dtype | None, b_dtype: torch.dtype | None, stats: bool, device: int,
+) -> Planned:  # fmt: skip
+    """The launch of the forward. w_dtype, b_dtype: None without a weight, a bias."""
     fwd, _, rows, measured = _kernels()
+    itemsize = dtype.itemsize
     vec, edges, same = rows.row_vectors(N, itemsize, stride_xn, (stride_xm, N))
     config = measured("layer_norm_fwd", M, N, itemsize, device)
     cluster, clusters_wanted = _clusters()
@@ -98,18 +112,18 @@ def _fwd_plan(
         if vec > 1 and not edges and clusters_wanted(device):
             config = cluster.layer_norm_fwd_cluster_config(config, N)
     options = {
-        "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_ym": N, "HAS_WEIGHT": weight, "HAS_BIAS": bias, "STATS": stats,
-        "VEC": vec, "BLOCK_N": config.block_n,
+        "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_ym": N, "eps": eps,
+        "HAS_WEIGHT": w_dtype is not None, "HAS_BIAS": b_dtype is not None, "STATS": stats, "VEC": vec, "BLOCK_N": config.block_n,
         "num_warps": config.num_warps, "num_stages": config.num_stages,
     }  # fmt: skip
     if config.num_ctas > 1:
         options |= {"VEC": 1 if edges else vec, "num_ctas": config.num_ctas}
-        return cluster.layer_norm_fwd_cluster_kernel, M, (N,), options
+        return Planned(device, cluster.layer_norm_fwd_cluster_kernel, M, (N,), options)
     options |= {"EDGES": edges, "SAME": same}
     if config.chunked:
-        return fwd.layer_norm_fwd_chunked_kernel, M, (N,), options
+        return Planned(device, fwd.layer_norm_fwd_chunked_kernel, M, (N,), options)
     tiles = rows.row_tiles(M, config.block_m, vec if edges else 1)
-    return fwd.layer_norm_fwd_kernel, tiles, (M, N), {**options, "BLOCK_M": config.block_m}
+    return Planned(device, fwd.layer_norm_fwd_kernel, tiles, (M, N), {**options, "BLOCK_M": config.block_m})
 
 
 def _train_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:

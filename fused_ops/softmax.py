@@ -15,8 +15,9 @@ from . import _cases
 from ._autograd import FLOATS, autocasts_to_fp32, plain_aten
 from ._backend import NO_FP64, note_fallback
 from ._checks import normalize_dim, refuse, require_float, require_tensor
+from ._compiled import Planned
 from ._direct import implementations, short_applies, short_way
-from ._launch import device_facts, empty_of, facts_of, interpreting, launch, plan, rows_and_strides
+from ._launch import device_facts, empty_of, facts_of, interpreting, launch, launch_planned, plan, rows_and_strides
 from ._spec import Backward, OpSpec, define
 
 
@@ -119,15 +120,14 @@ def _launch_fwd_rows(x: Tensor, y: Tensor) -> None:
     """Launch the forward that fits: x of rows in its last dimension, y of as many elements, contiguous."""
     rows, M, stride_xm, stride_xn = rows_and_strides(x)
     facts = (M, x.shape[-1], stride_xm, stride_xn, x.dtype, y.dtype, x.get_device())
-    kernel, grid, sizes, options = _fwd_plan(*facts)
-    launch(kernel, grid, x, rows, y, *sizes, **options)
+    launch_planned(_fwd_plan(*facts), rows, y)
 
 
 @plan
 def _fwd_plan(
     M: int, N: int, stride_xm: int, stride_xn: int, dtype: torch.dtype, out_dtype: torch.dtype, device: int
-) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:
-    """(kernel, grid, sizes, options) of the forward over rows."""
+) -> Planned:
+    """The launch of the forward over rows."""
     rows, packed, cluster, row_vectors, measured, clusters_wanted = _row_kernels()
     itemsize = min(dtype.itemsize, out_dtype.itemsize)
     vec, edges, same = row_vectors(N, itemsize, stride_xn, (stride_xm, N))
@@ -142,13 +142,13 @@ def _fwd_plan(
         options["num_ctas"] = config.num_ctas
     if config.variant == "packed":
         options |= {"BF16": dtype is torch.bfloat16, "ASM": not interpreting()}
-        return packed.softmax_fwd_packed_kernel, M, (N,), options
+        return Planned(device, packed.softmax_fwd_packed_kernel, M, (N,), options)
     options |= {"stride_xn": stride_xn, "SAME": same}
     if config.num_ctas > 1:
-        return cluster.softmax_fwd_cluster_kernel, M, (N,), options
+        return Planned(device, cluster.softmax_fwd_cluster_kernel, M, (N,), options)
     if config.variant == "chunked":
-        return rows.softmax_fwd_chunked_kernel, M, (N,), options
-    return rows.softmax_fwd_kernel, -(-M // config.block_m), (M, N), {**options, "BLOCK_M": config.block_m}
+        return Planned(device, rows.softmax_fwd_chunked_kernel, M, (N,), options)
+    return Planned(device, rows.softmax_fwd_kernel, -(-M // config.block_m), (M, N), {**options, "BLOCK_M": config.block_m})
 
 
 def _launch_bwd_rows(dy: Tensor, y: Tensor, dx: Tensor) -> None:
@@ -156,16 +156,16 @@ def _launch_bwd_rows(dy: Tensor, y: Tensor, dx: Tensor) -> None:
     dy_rows, M, stride_dym, stride_dyn = rows_and_strides(dy)
     y_rows, _, stride_ym, stride_yn = rows_and_strides(y)
     strides = (stride_dym, stride_dyn, stride_ym, stride_yn)
-    kernel, grid, sizes, options = _bwd_plan(M, y.shape[-1], *strides, dy.dtype, y.dtype, dx.dtype, y.get_device())
-    launch(kernel, grid, y, dy_rows, y_rows, dx, *sizes, **options)
+    planned = _bwd_plan(M, y.shape[-1], *strides, dy.dtype, y.dtype, dx.dtype, y.get_device())
+    launch_planned(planned, dy_rows, y_rows, dx)
 
 
 @plan
 def _bwd_plan(
     M: int, N: int, stride_dym: int, stride_dyn: int, stride_ym: int, stride_yn: int,
     dy_dtype: torch.dtype, y_dtype: torch.dtype, dx_dtype: torch.dtype, device: int,
-) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:  # fmt: skip
-    """(kernel, grid, sizes, options) of the backward over rows."""
+) -> Planned:  # fmt: skip
+    """The launch of the backward over rows."""
     rows, packed, cluster, row_vectors, measured, clusters_wanted = _row_kernels()
     itemsize = min(dy_dtype.itemsize, y_dtype.itemsize, dx_dtype.itemsize)
     vec, edges, same = row_vectors(N, itemsize, 1 if stride_dyn == stride_yn == 1 else 0, (stride_dym, stride_ym, N))
@@ -182,13 +182,13 @@ def _bwd_plan(
         options["num_ctas"] = config.num_ctas
     if config.variant == "packed":
         options |= {"BF16": y_dtype is torch.bfloat16, "ASM": not interpreting()}
-        return packed.softmax_bwd_packed_kernel, M, (N,), options
+        return Planned(device, packed.softmax_bwd_packed_kernel, M, (N,), options)
     options |= {"stride_dyn": stride_dyn, "stride_yn": stride_yn, "SAME": same}
     if config.num_ctas > 1:
-        return cluster.softmax_bwd_cluster_kernel, M, (N,), options
+        return Planned(device, cluster.softmax_bwd_cluster_kernel, M, (N,), options)
     if config.variant == "chunked":
-        return rows.softmax_bwd_chunked_kernel, M, (N,), options
-    return rows.softmax_bwd_kernel, -(-M // config.block_m), (M, N), {**options, "BLOCK_M": config.block_m}
+        return Planned(device, rows.softmax_bwd_chunked_kernel, M, (N,), options)
+    return Planned(device, rows.softmax_bwd_kernel, -(-M // config.block_m), (M, N), {**options, "BLOCK_M": config.block_m})
 
 
 def _forward(run: Any, ctx: Any, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:

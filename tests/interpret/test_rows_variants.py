@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import importlib
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import REGISTRY, _cluster, _tune, _tune_measure, fused_layernorm
+from fused_ops import REGISTRY, _cluster, _launch, _tune, _tune_measure, fused_layernorm
 from fused_ops._launch import forget_plans
 from fused_ops.kernels import rows
 from fused_ops.kernels.config import RowConfig
@@ -33,29 +32,36 @@ SOFTMAX_CONFIGS = {
 SUFFIXES = {"packed": "_packed", "packed_cluster": "_packed", "chunked": "_chunked", "cluster": "_cluster"}
 
 
+def _launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The launches from here on, as (kernel, programs a cluster); they are made."""
+    launched: list[tuple[str, int]] = []
+
+    def spy(kernel: Any, _grid: int, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        launched.append((kernel.__name__, kwargs.get("num_ctas", 1)))
+        return False
+
+    monkeypatch.setattr(_launch, "_recorder", spy)
+    return launched
+
+
 @pytest.fixture
 def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str, RowConfig], list[str]]]:
     """force(module, chooser, config): the chooser answers config; returns the names of the kernels launched from then on."""
-    import fused_ops.layer_norm
-    import fused_ops.softmax
-
     launched: list[str] = []
     ctas = {1}
+
+    def spy(kernel: Any, _grid: int, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if "column_sum" not in kernel.__name__:
+            launched.append(kernel.__name__)
+            assert kwargs.get("num_ctas", 1) in ctas
+        return False
 
     def force(module: Any, chooser: str, config: RowConfig) -> list[str]:
         forget_plans()
         ctas.clear()
         ctas.add(config.num_ctas)
         monkeypatch.setattr(module, chooser, lambda *_: config)
-        for op in (fused_ops.softmax, fused_ops.layer_norm):
-            launch = op.launch
-
-            def spy(kernel: Any, *args: Any, launch: Any = launch, **kwargs: Any) -> None:
-                launched.append(kernel.__name__)
-                assert kwargs.get("num_ctas", 1) in ctas or "column_sum" in kernel.__name__
-                launch(kernel, *args, **kwargs)
-
-            monkeypatch.setattr(op, "launch", spy)
+        monkeypatch.setattr(_launch, "_recorder", spy)
         return launched
 
     yield force
@@ -235,16 +241,7 @@ def test_layer_norm_backward_of_what_is_needed(force: Any, variant: str, needs: 
 def test_clusters_are_chosen_by_request_where_they_can_run(
     monkeypatch: pytest.MonkeyPatch, wanted: bool, triton: tuple[int, int], kernels: list[str], ctas: list[int]
 ) -> None:
-    import fused_ops.softmax
-
-    launched = []
-    launch = fused_ops.softmax.launch
-
-    def spy(kernel: Any, *args: Any, **kwargs: Any) -> None:
-        launched.append((kernel.__name__, kwargs.get("num_ctas", 1)))
-        launch(kernel, *args, **kwargs)
-
-    monkeypatch.setattr(fused_ops.softmax, "launch", spy)
+    launched = _launches(monkeypatch)
     monkeypatch.setattr(_cluster, "WANTED", wanted)
     monkeypatch.setattr(_cluster, "_triton", lambda: triton)
     forget_plans()
@@ -263,16 +260,7 @@ def test_clusters_are_chosen_by_request_where_they_can_run(
 )
 @pytest.mark.usefixtures("poisoned_memory")
 def test_layer_norm_clusters_are_chosen_by_request(monkeypatch: pytest.MonkeyPatch, N: int, wanted: bool, kernel: str) -> None:
-    import fused_ops.layer_norm
-
-    launched = []
-    launch = fused_ops.layer_norm.launch
-
-    def spy(kernel: Any, *args: Any, **kwargs: Any) -> None:
-        launched.append((kernel.__name__, kwargs.get("num_ctas", 1)))
-        launch(kernel, *args, **kwargs)
-
-    monkeypatch.setattr(fused_ops.layer_norm, "launch", spy)
+    launched = _launches(monkeypatch)
     monkeypatch.setattr(_cluster, "WANTED", wanted)
     monkeypatch.setattr(_cluster, "_triton", lambda: (3, 8))
     forget_plans()
@@ -361,7 +349,6 @@ def test_softmax_reads_nothing_outside_its_input(force: Any, variant: str, N: in
 def test_layer_norm_touches_nothing_outside_its_tensors(
     force: Any, monkeypatch: pytest.MonkeyPatch, variant: str, N: int
 ) -> None:
-    import fused_ops.layer_norm
     from fused_ops.kernels import layer_norm, layer_norm_bwd
 
     force(layer_norm, "layer_norm_fwd_config", LAYER_NORM_CONFIGS[variant])
@@ -374,14 +361,15 @@ def test_layer_norm_touches_nothing_outside_its_tensors(
         kept.append(memory)
         return tensor
 
-    def launch(kernel: Any, grid: int, anchor: Tensor, *args: Any, **kwargs: Any) -> None:
+    def launch(kernel: Any, grid: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         copies = [guarded(a) if isinstance(a, Tensor) and a.numel() else a for a in args]
         kernel[(grid,)](*copies, **kwargs)
         for a, copy in zip(args, copies):
             if isinstance(a, Tensor) and a.numel():
                 a.copy_(copy)
+        return True
 
-    monkeypatch.setattr(fused_ops.layer_norm, "launch", launch)
+    monkeypatch.setattr(_launch, "_recorder", launch)
 
     def run() -> None:
         x, dy = torch.randn(2, 13, N).half()
@@ -413,20 +401,18 @@ def test_tuning_measures_what_it_forces_and_refuses_what_is_wrong(
     other = RowConfig(1, 1024, 8, "chunked")
     cluster = RowConfig(1, 4096, 8, num_ctas=4)
     launched: list[dict[str, Any]] = []
-    module = importlib.import_module(f"fused_ops.{kernel[:-4]}")
-    launch = module.launch
 
-    def spy(*args: Any, **kwargs: Any) -> None:
+    def spy(_kernel: Any, _grid: int, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         launched.append(kwargs)
-        launch(*args, **kwargs)
+        return False
 
-    monkeypatch.setattr(module, "launch", spy)
+    monkeypatch.setattr(_launch, "_recorder", spy)
     for wanted in (config, other, cluster) if kernel in _cluster.CLUSTERED else (config, other):
         launched.clear()
         assert _tune_measure.measure(key, wanted, "cpu", lambda call: (call(), 0.002)[1]) == 2.0
         seen = {(k["BLOCK_N"], k["num_warps"], k.get("num_ctas", 1)) for k in launched if "VEC" in k}
         assert seen == {(wanted.block_n, 8, wanted.num_ctas)}
-    monkeypatch.setattr(module, "launch", lambda *_, **__: None)  # outputs stay as they were
+    monkeypatch.setattr(_launch, "_recorder", lambda *_: True)  # outputs stay as they were
     with pytest.raises(AssertionError, match=kernel):
         _tune_measure.measure(key, config, "cpu", lambda call: 0.0)
     assert not _tune._forced

@@ -8,6 +8,7 @@ python -m tests.kernels.stub_driver time              print host times a call, a
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import subprocess
@@ -82,12 +83,12 @@ class Stub:
 
 
 class Compare:
-    """Stands for fused_ops._compiled.run: every launch is done by kernel[grid], by the first call and by the direct path."""
+    """Stands for Planned.run: every launch is done by kernel[grid], by the first call and by the direct path."""
 
     def __init__(self, stub: Stub) -> None:
         from fused_ops import _compiled
 
-        self.stub, self.compiled, self.original = stub, _compiled, _compiled.run
+        self.stub, self.original = stub, _compiled.Planned.run
         self.through, self.seen, self.wrong = 0, 0, []
         self.clusters: list[list[int]] = []  # (programs of the kernel, programs launched, programs a cluster)
         through = _compiled._through_triton
@@ -98,18 +99,20 @@ class Compare:
 
         self.triton = through
         _compiled._through_triton = counted
-        _compiled.run = self
+        _compiled.Planned.run = lambda planned, *args: self(planned, *args)  # type: ignore[method-assign]
 
-    def __call__(self, kernel: Any, grid: int, device: int, stream: int, args: Any, kwargs: Any) -> None:
+    def __call__(self, planned: Any, stream: int, tensors: Any) -> None:
+        kernel, grid, kwargs = planned.kernel, planned.grid, planned.options
+        call = (kernel, grid, (*tensors, *planned.sizes), kwargs)
         self.stub.library.stub_expect(0, None)
-        compiled = self.triton(kernel, grid, args, kwargs)
+        compiled = self.triton(*call)
         self.stub.expect(compiled.src.signature)
-        self.triton(kernel, grid, args, kwargs)
+        self.triton(*call)
         want = self.stub.last()
-        self.original(kernel, grid, device, stream, args, kwargs)
+        self.original(planned, stream, tensors)
         first = self.stub.last()
         through, launches = self.through, self.stub.launches()
-        self.original(kernel, grid, device, stream, args, kwargs)
+        self.original(planned, stream, tensors)
         direct = self.stub.last()
         self.seen += 1
         if "num_ctas" in kwargs:
@@ -137,14 +140,18 @@ def _operations() -> None:
                 y = softmax_launch(x, 1, None)
                 softmax_bwd_launch(x, y, 1, dtype)
                 w = flat[offset : offset + N]
-                for weight, bias in ((w, w.float()), (None, None)):
+                for weight, bias in ((w, w.float()), (w.float(), w), (w, None), (None, None)):
                     _, mean, rstd = layer_norm_launch(x, weight, bias, 1e-5)
                     layer_norm_bwd_launch(x, x, weight, mean, rstd, True, weight is not None, bias is not None, None)
         x = flat[: 16 * 64].view(16, 64)
         softmax_launch(x[:, ::2], 1, None)
         softmax_launch(x.t(), 1, None)
         softmax_launch(x.view(4, 4, 64), 1, None)
-        layer_norm_launch(x[::2], None, None, 0.0)
+        softmax_launch(x, 1, torch.float32)
+        for eps in (0.0, 1.0, 1, 0, 16):
+            layer_norm_launch(x[::2], None, None, eps)
+        for i, j, k in itertools.product((0, 1), repeat=3):  # one plan, and other tensors each time at multiples of 16
+            layer_norm_launch(flat[i : i + 1024].view(16, 64), flat[j : j + 64], flat[k : k + 64], 1e-5)
 
 
 def _clusters() -> None:
@@ -185,7 +192,7 @@ def check() -> dict[str, Any]:
     clusters = can_cluster(0)
     if clusters:
         _clusters()
-    result: dict[str, Any] = {"triton": triton.__version__, "wrong": compare.wrong, "compared": compare.seen}
+    result: dict[str, Any] = {"triton": triton.__version__, "wrong": compare.wrong}
     result["clusters"] = [clusters, compare.clusters]
 
     part, out = torch.ones(4, 64), torch.empty(64)
@@ -197,16 +204,19 @@ def check() -> dict[str, Any]:
     zero = call()
     call(P=1), call(stride=2**31), call(P=2**31 - 1), call(stride=2**31 + 16)  # a constant, and 64 bits
     stub.current.device, stub.current.stream = 1, 77
+    _operations()
     one = call()
+    result["compared"] = compare.seen
     result["device"] = [zero["function"] != one["function"], one["stream"] == 77]
     stub.current.device, stub.current.stream = 0, 0
 
+    _compiled.Planned.run = compare.original  # type: ignore[method-assign]
     launches: list[int] = []
 
     def in_thread(number: int) -> None:
         stub.current.stream = number
         for _ in range(200):
-            compare.original(column_sum_kernel, 2, 0, number, (part, out, out, 4, 64), KEYWORDS)
+            _compiled.run(column_sum_kernel, 2, 0, number, (part, out, out, 4, 64), KEYWORDS)
         launches.append(number)
 
     before = stub.launches()
@@ -214,7 +224,6 @@ def check() -> dict[str, Any]:
     [t.start() for t in threads], [t.join() for t in threads]
     result["threads"] = [sorted(launches), stub.launches() - before]
 
-    _compiled.run = compare.original
     hooked: list[int] = []
 
     def hook(_: Any) -> None:
@@ -231,14 +240,20 @@ def check() -> dict[str, Any]:
         raise TypeError("function takes other arguments")
 
     before = stub.launches()
-    _compiled._kernels = {key: (kept[0], unknown) for key, kept in _compiled._kernels.items()}
+    for planned in _compiled._kept.values():
+        planned._ready = dict.fromkeys(planned._ready, unknown)
     fallen = call()
     result["fallback"] = [stub.launches() - before, fallen == zero]
 
     _compiled.LIMIT = 4
     for P in range(5, 15):
         call(P=P)
-    result["kept"] = len(_compiled._kernels)
+    result["kept"] = len(_compiled._kept)
+    _compiled.ALIGNMENTS = 4
+    plan, flat = _compiled.Planned(0, column_sum_kernel, 2, (4, 64), KEYWORDS), torch.zeros(400)
+    for offsets in itertools.product(range(4), repeat=2):
+        plan.run(0, (flat[offsets[0] :], flat[offsets[1] :], out))
+    result["alignments"] = len(plan._ready)
     return result
 
 
@@ -246,39 +261,42 @@ KEYWORDS = {"stride_pp": 64, "BLOCK_P": 64, "BLOCK_N": 32}
 
 
 def measure() -> dict[str, float]:
-    """Host microseconds a call, the best of many repeats: layer norm of 4 x 64 floats by each way."""
+    """Host microseconds a call, the least of alternating rounds: layer norm of 4 x 64 floats by each way."""
     import torch
     import torch.nn.functional as F
+    from triton.runtime import driver
 
-    from fused_ops import _compiled, fused_layernorm, layer_norm
+    from fused_ops import _compiled, _launch, fused_layernorm, layer_norm
 
     Stub()
+    # int() is 0, the device and the stream, and like torch's own functions for them it is written in C.
+    torch.Tensor.get_device = _launch._current_device = _launch._current_stream = int  # type: ignore[assignment, method-assign]
+    driver.active.get_current_device = driver.active.get_current_stream = int  # type: ignore[assignment]
     x, w, b = torch.randn(4, 64), torch.randn(64), torch.randn(64)
     torch.Tensor.is_cpu, torch.Tensor.is_cuda = False, True  # type: ignore[assignment, misc]  # the short way of a GPU
-    direct = _compiled.run
-
-    def through_triton(kernel: Any, grid: int, device: int, stream: int, args: Any, kwargs: Any) -> None:
-        _compiled._through_triton(kernel, grid, args, kwargs)
-
-    def best(function: Any, calls: int = 1000, repeats: int = 15) -> float:
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            for _ in range(calls):
-                function()
-            times.append((time.perf_counter() - start) / calls * 1e6)
-        return round(min(times), 2)
-
+    runs = {
+        "direct": _compiled.Planned.run,
+        "kernel[grid]": lambda planned, _, tensors: planned.through_triton(tensors),
+        "without a launch": lambda *_: None,
+    }
+    calls = {
+        "launcher": lambda: layer_norm.layer_norm_launch(x, w, b, 1e-5),
+        "public": lambda: fused_layernorm(x, (64,), w, b),
+        "aten_cpu": lambda: F.layer_norm(x, (64,), w, b),
+    }
+    times: dict[str, float] = {}
     with torch.no_grad():
-        times = {"aten_cpu": best(lambda: F.layer_norm(x, (64,), w, b))}
-        for name, run in (("direct", direct), ("kernel[grid]", through_triton)):
-            _compiled.run = run
-            times[f"{name} launcher"] = best(lambda: layer_norm.layer_norm_launch(x, w, b, 1e-5))
-            times[f"{name} public"] = best(lambda: fused_layernorm(x, (64,), w, b))
-        _compiled.run = lambda *_: None
-        times["without a launch"] = best(lambda: fused_layernorm(x, (64,), w, b))
-        times["aten_cpu again"] = best(lambda: F.layer_norm(x, (64,), w, b))
-    return times
+        for _ in range(20):
+            for run, call in itertools.product(runs, calls):
+                _compiled.Planned.run = runs[run]  # type: ignore[method-assign]
+                function = calls[call]
+                start = time.perf_counter()
+                for _ in range(500):
+                    function()
+                took = (time.perf_counter() - start) / 500 * 1e6
+                name = call if call == "aten_cpu" else f"{run} {call}"
+                times[name] = min(took, times.get(name, took))
+    return {name: round(time, 2) for name, time in times.items()}
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def _program(stub: Path, command: str, triton: str) -> dict[str, Any]:
 @pytest.mark.parametrize("triton", TRITONS, ids=lambda path: path or "installed")
 def test_direct_launch_is_what_triton_launches(stub: Path, triton: str) -> None:
     result = _program(stub, "check", triton)
-    assert result["compared"] > 70
+    assert result["compared"] > 250
     assert result["wrong"] == []
     can, clusters = result["clusters"]
     assert can == (tuple(map(int, result["triton"].split(".")[:2])) >= (3, 8))
@@ -60,13 +60,14 @@ def test_direct_launch_is_what_triton_launches(stub: Path, triton: str) -> None:
     assert result["threads"] == [[0, 1, 2, 3], 800]
     assert result["hooked"] == 1, "a profiler's hook sees the launch"
     assert result["fallback"] == [1, True], "an unknown launcher is replaced by Triton's, once"
-    assert result["kept"] <= 4, "the cache has a limit"
+    assert result["kept"] <= 4, "the plans kept have a limit"
+    assert result["alignments"] <= 4, "what one plan keeps has a limit"
 
 
 @pytest.mark.slow
 def test_direct_launch_costs_less_host_time(stub: Path) -> None:
     times = _program(stub, "time", "")
-    assert times["direct public"] < 0.85 * times["kernel[grid] public"], times
+    assert times["direct public"] < 0.5 * times["kernel[grid] public"], times
 
 
 def test_nothing_is_launched_on_an_empty_grid() -> None:
@@ -89,4 +90,4 @@ def test_an_unknown_launcher_is_left_to_triton() -> None:
     class Compiled:
         _run = object()
 
-    assert _compiled._direct_launch(None, Compiled(), 0, {}) is None
+    assert _compiled._direct_launch(_compiled.Planned(0, None, 1, (), {}), Compiled(), 0) is None
