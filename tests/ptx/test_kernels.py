@@ -207,7 +207,11 @@ def test_tf32_where_torch_allows_it(arch: int, monkeypatch: pytest.MonkeyPatch) 
 WAITS = {
     "copy_in": (r"waitLoop:.*?bra\.uni waitLoop;", "mov.pred complete, -1;", "beyond the contract|more arrivals"),
     "product": (r"wgmma\.wait_group\.sync\.aligned \d;", "wgmma.wait_group.sync.aligned 7;", "nobody waited|operand changed"),
-    "copy_out": (r"cp\.async\.bulk\.wait_group\.read\s+0\s*;", "cp.async.bulk.wait_group.read 7;", "written before the copy out"),
+    "copy_out": (
+        r"cp\.async\.bulk\.wait_group\.read\s+0\s*;",
+        "cp.async.bulk.wait_group.read 7;",
+        "written before the copy out",
+    ),
 }
 
 
