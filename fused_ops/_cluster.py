@@ -1,7 +1,7 @@
-"""Whether long rows run as clusters of programs: where the GPU and Triton can, and, for no GPU has run one yet, by request.
+"""Whether long rows run as clusters of programs: where the GPU and Triton can, for rows that no single program holds.
 
-FUSED_OPS_CLUSTER=1 lets the choosers take them for rows that no single program holds. `fused-ops tune` tries them without it,
-as it tries everything: a configuration that does not compile, or gives other numbers than the contract allows, is dropped.
+FUSED_OPS_CLUSTER=0 keeps to chunks. A GPU that refuses a cluster, or a Triton that fails to compile one, runs none from then
+on. `fused-ops tune` tries clusters as it tries everything: what gives other numbers than the contract allows is dropped.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import os
 
-from ._backend import TRUE_WORDS
-from ._launch import facts_of
+from ._backend import TRUE_WORDS, note_fallback
+from ._launch import facts_of, forget_plans
 from .kernels.config import CLUSTER_CAPABILITIES, CLUSTER_CTAS, CLUSTER_TRITON, RowConfig, has_clusters
 
 CLUSTERED = ("softmax_fwd", "softmax_bwd", "layer_norm_fwd")  # the kernels that run as clusters
 MIN_TUNED = 32768  # columns of the shortest block that tuning tries clusters for
-WANTED = os.environ.get("FUSED_OPS_CLUSTER", "0").lower() in TRUE_WORDS
+WANTED = os.environ.get("FUSED_OPS_CLUSTER", "1").lower() in TRUE_WORDS
+_given_up: set[int] = set()
 
 
 @functools.cache
@@ -28,7 +29,17 @@ def _triton() -> tuple[int, int]:
 
 def can_cluster(device: int) -> bool:
     """Whether kernels compile and run as clusters on a GPU, by index, or for the interpreter, -1."""
-    return has_clusters(facts_of(device)[0], _triton())
+    return device not in _given_up and has_clusters(facts_of(device)[0], _triton())
+
+
+def give_up(device: int, error: Exception) -> None:
+    """Run no clusters on a GPU from now on, for it refused one; said once."""
+    _given_up.add(device)
+    forget_plans()
+    said = next(filter(None, str(error).splitlines()), "")
+    note_fallback(
+        "clusters", f"GPU {device} runs none ({type(error).__name__}: {said[:200]}); long rows are read twice instead"
+    )
 
 
 def clusters_wanted(device: int) -> bool:

@@ -31,14 +31,16 @@ class Planned:
     """kernel[(grid,)](*tensors, *sizes, **options) on one device, for tensors of always the same dtypes.
 
     device: its index, negative for the interpreter. The kernel's parameters are as many pointers as there are tensors,
-    then sizes, ints, in order; options: the others by name, and those such as num_warps.
+    then sizes, ints, in order; options: the others by name, and those such as num_warps. instead: what to run where the GPU
+    refuses it, for a launch that it may refuse.
     """
 
-    __slots__ = ("_ready", "device", "grid", "kernel", "options", "runs_directly", "sizes")
+    __slots__ = ("_ready", "device", "grid", "instead", "kernel", "options", "runs_directly", "sizes")
 
     def __init__(self, device: int, kernel: Any, grid: int, sizes: tuple[int, ...], options: dict[str, Any]) -> None:
         self.device, self.kernel, self.grid, self.sizes, self.options = device, kernel, grid, sizes, options
         self.runs_directly = device >= 0 and grid != 0
+        self.instead: Callable[[], Planned] | None = None
         self._ready: dict[Any, _Ready] = {}
 
     def run(self, stream: int, tensors: tuple[Tensor, ...]) -> None:

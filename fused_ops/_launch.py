@@ -93,8 +93,16 @@ def launch_planned(planned: Planned, *tensors: Tensor) -> None:
     traced = type(tensors[0]) is FunctionalTensor
     if planned.runs_directly and not traced and _recorder is None and device == _current_device():
         planned.run(_current_stream(device), tensors)  # nearly every call
-    else:
+        return
+    try:
         launch(planned.kernel, planned.grid, tensors[0], *tensors, *planned.sizes, **planned.options)
+    except Exception as error:  # the compiler's and the driver's have many types
+        if planned.instead is None or device < 0 or traced:
+            raise
+        from ._cluster import give_up
+
+        give_up(device, error)
+        launch_planned(planned.instead(), *tensors)
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -106,9 +114,16 @@ def plan(function: Callable[..., Any]) -> Callable[..., Any]:
     """function, of sizes, strides, dtypes and the device, with what it answered kept: choosing a launch takes longer than
     launching. It answers a Planned, whose arguments but for addresses they settle, every tensor's dtype too.
 
-    Symbolic sizes cannot be kept and are worked out each time.
+    Symbolic sizes cannot be kept and are worked out each time. A cluster that is refused is planned again, without.
     """
-    kept = functools.lru_cache(4096)(function)
+
+    def make(*args: Any) -> Any:
+        planned = function(*args)
+        if planned.options.get("num_ctas", 1) > 1:
+            planned.runs_directly, planned.instead = False, functools.partial(call, *args)
+        return planned
+
+    kept = functools.lru_cache(4096)(make)
     _plans.append(kept)
 
     @functools.wraps(function)
@@ -116,7 +131,7 @@ def plan(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return kept(*args)
         except TypeError:
-            return function(*args)
+            return make(*args)
 
     return call
 

@@ -204,6 +204,11 @@ def measured(kernel: str, M: int, N: int, itemsize: int, device: int, packable: 
         if not table:
             return None
         config = table.get(Key(kernel, next_power_of_2(M), N, itemsize))
+    if config is not None and config.num_ctas > 1:
+        from ._cluster import can_cluster
+
+        if device >= 0 and not can_cluster(device):  # it had been measured, and was refused since
+            return None
     return None if config is None or (config.variant == "packed" and not packable) else config
 
 

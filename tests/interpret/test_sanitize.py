@@ -9,16 +9,19 @@ import pytest
 import torch
 
 from bench import sanitize
+from fused_ops import _cluster
 from fused_ops._launch import recorded
 from fused_ops._spec import FORWARD_ONLY, REGISTRY
+from fused_ops.kernels.config import CLUSTER_TRITON
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
 
 @pytest.fixture(scope="module")
 def launched() -> set[str]:
-    """The kernels that the subset launches, with configurations for sm_90; none is run."""
-    with recorded() as launches:
+    """The kernels that the subset launches, with configurations for sm_90 and the newest Triton; none is run."""
+    with pytest.MonkeyPatch.context() as patch, recorded() as launches:
+        patch.setattr(_cluster, "_triton", lambda: CLUSTER_TRITON)
         calls = sanitize.run("cpu", (torch.bfloat16, torch.float32))
     assert 2 * len(REGISTRY | FORWARD_ONLY) < calls <= 90  # it is slow there
     return {kernel.fn.__name__ for kernel, _, _ in launches}

@@ -78,11 +78,13 @@ def test_a_plan_is_kept_and_symbolic_sizes_are_not() -> None:
     calls = []
 
     @_launch.plan
-    def chosen(size: Any) -> int:
+    def chosen(size: Any) -> _compiled.Planned:
         calls.append(size)
-        return 7
+        return _compiled.Planned(0, None, 7, (), {})
 
-    assert [chosen(3), chosen(3), chosen([1]), chosen([1])] == [7] * 4
+    first = chosen(3)
+    assert chosen(3) is first
+    assert [chosen([1]).grid, chosen([1]).grid] == [7, 7]
     assert calls == [3, [1], [1]]
 
 
