@@ -53,7 +53,10 @@ def run(op: str, x: Tensor, arch: int) -> Device:
     return gpu
 
 
-MOST_BACKWARD = {"softmax": 70001, "layer_norm": 16384}  # columns; the chunked backward of layer norm runs for long here
+MOST_BACKWARD = {
+    "softmax": 70001,
+    "layer_norm": 8192,
+}  # columns; the chunked backward of layer norm runs for long here: in a sample alone
 POINTS = [
     (90, BF16, "contiguous", (64, 197, 256, 512, 1000, 4096, 8192, 16384, 32768, 50257, 65536, 70001)),
     (90, BF16, "odd_stride", (197, 1000, 4097)),
@@ -102,7 +105,11 @@ def test_packed_rows_of_infinities(N: int) -> None:
 
 SAMPLES = [pytest.param(90, *case.values, id=f"sm90-{case.id}") for case in cases([BF16])]
 SAMPLES += [pytest.param(80, *case.values, id=f"sm80-{case.id}") for case in cases([BF16]) if case.values[0] == "linear"]
-SAMPLES += [pytest.param(90, *case.values, id=f"sm90-{case.id}") for case in cases([FP32]) if case.values[0] == "layer_norm"]
+SAMPLES += [
+    pytest.param(90, *case.values, id=f"sm90-{case.id}")
+    for case in cases([FP32])
+    if case.id.startswith("layer_norm") and not case.id.endswith(("long_row", "wide_bwd"))
+]
 
 
 @pytest.mark.slow
