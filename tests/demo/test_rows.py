@@ -93,7 +93,7 @@ def test_kernel_rows_miss_where_aten_runs() -> None:
     fused = len(fuse(model).fused)
     with torch.no_grad(), kernels.counting() as calls:
         model(torch.randn(3, 8))
-    operators, interpreted = kernels.operator_rows("step", "operators", calls, "fwd", fused)
+    operators, interpreted = kernels.operator_rows("step", "operators", calls, "fwd", fused, "")
     assert operators.passed
     assert operators.measured == 2
     assert not interpreted.passed

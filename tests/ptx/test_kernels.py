@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fused_ops import _matmul_plan, fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
+from fused_ops._compiled import Planned
 from fused_ops._matmul_plan import forced_config
 from fused_ops._spec import FORWARD_ONLY
 from fused_ops.kernels import linear_config
@@ -247,9 +248,9 @@ def test_a_kernel_that_writes_too_far_is_caught(monkeypatch: pytest.MonkeyPatch)
 
     plan = softmax._fwd_plan
 
-    def wrong(M: int, N: int, *others: Any) -> Any:
-        kernel, grid, sizes, options = plan(M, N, *others)
-        return kernel, grid, (*sizes[:-1], sizes[-1] + 8), options
+    def wrong(*facts: Any) -> Planned:
+        right = plan(*facts)
+        return Planned(right.device, right.kernel, right.grid, (*right.sizes[:-1], right.sizes[-1] + 8), right.options)
 
     monkeypatch.setattr(softmax, "_fwd_plan", wrong)
     with pytest.raises(MemoryFaultError, match="which has"), device(90):
