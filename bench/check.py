@@ -21,7 +21,7 @@ Wide enough for a peer that accumulates in half precision, too narrow for a miss
 """
 FP8_OUTPUT = 0.1  # a step is at most 32 at 448, and 2^-3 of a number
 CHUNK = 1 << 26  # elements computed in fp64 at once
-ROW_OPS = ("softmax", "log_softmax", "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
+ROW_OPS = ("softmax", "layer_norm")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NORMS = ("layer_norm", "rms_norm")
 COMPILE = ("compile", "compile-max-autotune")
 
 
@@ -56,14 +55,12 @@ GOALS = (
     Goal(("softmax",), ("fwd",), _rows(65537, ANY), 0.80),
     Goal(("softmax",), ("bwd",), _rows(1, 32768), 1.0, ("quack",)),
     Goal(("softmax",), ("bwd",), _rows(32769, ANY), 0.8),
-    Goal(NORMS, ("fwd",), _rows(1, 32768), 0.98),
-    Goal(NORMS, ("fwd",), _rows(32769, ANY), 0.85),
-    Goal(NORMS, ("bwd",), _rows(1, ANY), 1.0, (*COMPILE, "quack")),
-    Goal(NORMS, ("bwd",), _rows(2048, ANY), 1.8, ("eager", "liger")),
-    Goal(NORMS, ("bwd",), _rows(1, ANY), 75, of_limit=True),
-    Goal(NORMS, ("bwd",), _rows(16384, 16384, least_m=65536), 1.2, COMPILE),
-    Goal(("add_layer_norm", "add_rms_norm"), ("fwd", "bwd"), _rows(4096, 8192), 1.0),
-    Goal(("add_layer_norm", "add_rms_norm"), ("bwd",), _rows(4096, 8192), 1.5, ("liger",)),
+    Goal(("layer_norm",), ("fwd",), _rows(1, 32768), 0.98),
+    Goal(("layer_norm",), ("fwd",), _rows(32769, ANY), 0.85),
+    Goal(("layer_norm",), ("bwd",), _rows(1, ANY), 1.0, (*COMPILE, "quack")),
+    Goal(("layer_norm",), ("bwd",), _rows(2048, ANY), 1.8, ("eager", "liger")),
+    Goal(("layer_norm",), ("bwd",), _rows(1, ANY), 75, of_limit=True),
+    Goal(("layer_norm",), ("bwd",), _rows(16384, 16384, least_m=65536), 1.2, COMPILE),
     Goal(("linear",), ("fwd",), _linear(("gelu_tanh",), 1, ANY), 0.97, ("cublaslt",)),
     Goal(("linear",), ("fwd",), _linear(("gelu", "silu"), 1, 1024), 1.25, ("eager",)),
     Goal(("linear",), ("fwd",), _linear(("gelu", "silu"), 4096, ANY), 1.05, ("eager",)),

@@ -53,7 +53,7 @@ STEPS = (
     Step("host", "host time of a call", (*BENCH, "bench/test_2_host.py"), 30, measures=True),
     Step(MATRIX, "every op, case, pass and provider, in priority order", (*BENCH, "bench/test_3_matrix.py"), 0, measures=True),
     Step("models", "MiniLM, a GPT-2 block and a ViT block: inference and a training step", (*BENCH, "bench/test_4_models.py"), 75, measures=True),
-    Step("tensorrt", "does TensorRT for RTX run here?", (sys.executable, "-m", "bench.tensorrt_question"), 30),
+    Step("tensorrt", "does TensorRT for RTX run here?", (sys.executable, "-m", "bench.tensorrt_probe"), 30),
 )  # fmt: skip
 AFTER_MATRIX = ("models", "tensorrt")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .providers._base import Unsupported, Workload
+from .provider import Unsupported, Workload
 
 
 class QuickGELU(nn.Module):
@@ -53,10 +53,6 @@ def _layer_norm(
     return _load(module, weight, bias)
 
 
-def _rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> nn.Module:
-    return _load(nn.RMSNorm(shape, eps, elementwise_affine=weight is not None), weight, None)
-
-
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> nn.Module:
     linear = _load(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta"), weight, bias)
     return linear if activation is None else nn.Sequential(linear, ACTIVATION_MODULES[activation]())
@@ -70,5 +66,5 @@ def _load(module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn.M
 
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "softmax": _softmax, "layer_norm": _layer_norm, "rms_norm": _rms_norm, "linear": _linear,
+    "softmax": _softmax, "layer_norm": _layer_norm, "linear": _linear,
 }  # fmt: skip

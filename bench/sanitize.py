@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_ops._spec import FORWARD_ONLY, REGISTRY, OpSpec, Sample
+from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY, OpSpec, Sample
 
 # Beginnings of sample names, what stresses addressing most first: TMA descriptors whose tiles overhang, K in parts, rows in
 # chunks or packed, other dimensions than the last, views.

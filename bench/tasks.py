@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fused_ops._spec import FORWARD_ONLY, REGISTRY, Case, OpSpec
+from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY, Case, OpSpec
 
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MATMUL_OPS = ("linear", "linear_fp8", "gated_linear", "mlp", "attention")

@@ -19,7 +19,7 @@ import torch
 
 from .environment import ROOT
 from .models import MODELS
-from .providers._base import missing
+from .provider import missing
 from .record import Recorder, spread
 from .timing import DeviceClock
 

@@ -10,30 +10,30 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ._files import ExportError
+from .files.atomic import ExportError
 
 if TYPE_CHECKING:
-    from ._translation import custom_translation_table
-    from ._verify import verify
     from .aoti import export_aoti
-    from .onnx import export_onnx, export_submodule
-    from .quantize import quantize_onnx, sensitivity
-    from .repository import export_model_repository
-    from .tensorrt import Engine, build_engine
+    from .onnx.exporter import export_onnx, export_submodule
+    from .onnx.translation import custom_translation_table
+    from .quantize.quantizer import quantize_onnx, sensitivity
+    from .repository.writer import export_model_repository
+    from .tensorrt.build import Engine, build_engine
     from .torchscript import export_torchscript
+    from .verification.verifier import verify
 
 _HOME = {
-    "export_onnx": "onnx",
-    "export_submodule": "onnx",
-    "custom_translation_table": "_translation",
-    "verify": "_verify",  # not verify.py: importing that submodule would put the module where the function belongs
-    "quantize_onnx": "quantize",
-    "sensitivity": "quantize",
+    "export_onnx": "onnx.exporter",
+    "export_submodule": "onnx.exporter",
+    "custom_translation_table": "onnx.translation",
+    "verify": "verification.verifier",  # no module is called verify: its import would take the function's place
+    "quantize_onnx": "quantize.quantizer",
+    "sensitivity": "quantize.quantizer",
     "export_torchscript": "torchscript",
     "export_aoti": "aoti",
-    "build_engine": "tensorrt",
-    "Engine": "tensorrt",
-    "export_model_repository": "repository",
+    "build_engine": "tensorrt.build",
+    "Engine": "tensorrt.build",
+    "export_model_repository": "repository.writer",
 }
 
 __all__ = [

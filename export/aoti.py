@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from ._files import ExportError, PathLike, check_writable, output
-from ._manifest import write_manifest
-from ._program import Args, exported_program, quiet
+from .files.atomic import ExportError, PathLike, check_writable, output
+from .files.manifest import write_manifest
+from .program import Args, exported_program, quiet
 
 
 def export_aoti(

@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ._files import ExportError, PathLike, check_input, check_onnx, sha256_of
-from ._manifest import read_manifest
-from ._trt_backend import EXTRAS
-from ._trt_profiles import check_text, graph_inputs, graph_outputs
+from .files.atomic import ExportError, PathLike, check_input, check_onnx, sha256_of
+from .files.manifest import read_manifest
+from .tensorrt.backend import EXTRAS
+from .tensorrt.profiles import check_text, graph_inputs, graph_outputs
 
 OP = "inspect"
 MAX_BYTES = 64 * 2**30

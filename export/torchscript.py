@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ._files import ExportError, PathLike, check_writable, output
-from ._manifest import write_manifest
-from ._program import Args, evaluating, quiet, split_args
+from .files.atomic import ExportError, PathLike, check_writable, output
+from .files.manifest import write_manifest
+from .program import Args, evaluating, quiet, split_args
 
 
 def export_torchscript(

@@ -10,16 +10,16 @@ before the import.
 from typing import Any
 
 from . import nn
-from ._compile import compile_with_aten
 from ._fuse import FuseReport, fuse, unfuse
-from ._spec import REGISTRY
-from .gated_linear import fused_gated_linear
-from .layer_norm import fused_layernorm
-from .layer_norm_fp8 import fused_layernorm_fp8
-from .linear import fused_linear
-from .linear_fp8 import fused_linear_fp8
-from .mlp import fused_mlp
-from .softmax import fused_softmax
+from ._torch.compile import compile_with_aten
+from ._torch.spec import REGISTRY
+from .ops.linear.gated_linear import fused_gated_linear
+from .ops.linear.linear import fused_linear
+from .ops.linear.linear_fp8 import fused_linear_fp8
+from .ops.linear.mlp import fused_mlp
+from .ops.norm.layer_norm import fused_layernorm
+from .ops.norm.layer_norm_fp8 import fused_layernorm_fp8
+from .ops.softmax.softmax import fused_softmax
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "explain":  # imported when first asked for
-        from ._explain import explain
+        from ._tools.explain import explain
 
         return explain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

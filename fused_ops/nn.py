@@ -13,10 +13,11 @@ from typing import Any, Optional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import refuse
-from .layer_norm import fused_layernorm
-from .linear import ACTIVATIONS, fused_linear
-from .softmax import fused_softmax
+from ._torch.arguments import refuse
+from .ops.linear.activations import ACTIVATIONS
+from .ops.linear.linear import fused_linear
+from .ops.norm.layer_norm import fused_layernorm
+from .ops.softmax.softmax import fused_softmax
 
 __all__ = ["FusedLayerNorm", "FusedLinear", "FusedSoftmax"]
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ._spec import FORWARD_ONLY, INTERPRET, REGISTRY, Expected
+from ._runtime.settings import INTERPRET
+from ._torch.spec import FORWARD_ONLY, REGISTRY, Expected
 
 C = 4.0
 """How many times 2^-24 scale an fp32 computation may err."""

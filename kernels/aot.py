@@ -2,7 +2,7 @@
 
     python kernels/aot.py [--jobs N] < cases.json > rows.jsonl
 
-Reads a list of cases (fused_ops/_audit.py writes it), compiles each with the Triton of this interpreter, and prints one
+Reads a list of cases (fused_ops/_tools/audit.py writes it), compiles each with the Triton of this interpreter, and prints one
 JSON object a case as it is done. It runs as a script in any environment that has Triton, so that one torch installation
 can audit every Triton version.
 """

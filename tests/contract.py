@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_ops import REGISTRY
-from fused_ops._spec import OpSpec, Sample
+from fused_ops._torch.spec import OpSpec, Sample
 from fused_ops.testing import ContractMode
 
 

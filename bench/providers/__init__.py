@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._base import Prepared, Provider, Unsupported, Workload
+from ..provider import Prepared, Provider, Unsupported, Workload
 from .deployed import OnnxRuntime, TensorRT
 from .ours import Ours, OursRecompute
 from .peers import FlagGems, Helion, Liger, Quack

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..modules import plain_module
-from ._base import Prepared, Provider, Unsupported, Workload, missing, needs_cuda
+from ..provider import Prepared, Provider, Unsupported, Workload, missing, needs_cuda
 
 ORT_DTYPES = {torch.float32: np.float32, torch.float16: np.float16}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from ._base import Prepared, Provider, Unsupported, Workload
+from ..provider import Prepared, Provider, Unsupported, Workload
 
 
 class Ours(Provider):
@@ -16,7 +16,7 @@ class Ours(Provider):
         return ""
 
     def prepare(self, work: Workload) -> Prepared:
-        from fused_ops._spec import BACKEND, INTERPRET
+        from fused_ops._runtime.settings import BACKEND, INTERPRET
 
         kernels = work.device.startswith("cuda") and BACKEND != "aten"
         return Prepared(work.spec.public, "triton" if kernels else "triton interpreter" if INTERPRET else "aten")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._base import Prepared, Provider, Unsupported, Workload, missing, needs_cuda
+from ..provider import Prepared, Provider, Unsupported, Workload, missing, needs_cuda
 
 Table = dict[str, Callable[[Workload], Callable[..., Any]]]
 
@@ -51,13 +51,6 @@ class Liger(_Library):
         return {
             "softmax": lambda w: lambda x, dim=-1, **_: f.liger_softmax(x),
             "layer_norm": lambda w: lambda x, shape, weight, bias, eps=1e-5: f.liger_layer_norm(x, weight, bias, eps),
-            "rms_norm": lambda w: lambda x, shape, weight, eps=1e-6: f.liger_rms_norm(x, weight, eps, in_place=False),
-            "add_rms_norm": lambda w: (
-                lambda x, residual, shape, weight, eps=1e-6: f.liger_fused_add_rms_norm(
-                    x, residual, weight, eps, in_place=False
-                )
-            ),
-            "cross_entropy": lambda w: f.liger_cross_entropy,
         }
 
 
@@ -77,8 +70,6 @@ class Quack(_Library):
         return {
             "softmax": lambda w: lambda x, dim=-1, **_: quack.softmax(x),
             "layer_norm": _quack_layer_norm,
-            "rms_norm": lambda w: lambda x, shape, weight, eps=1e-6: quack.rmsnorm(x, weight, eps=eps),
-            "cross_entropy": lambda w: quack.cross_entropy,
             "linear": _quack_linear,
             "mlp": _quack_mlp,
         }
@@ -150,7 +141,6 @@ class FlagGems(_Library):
         return {
             "softmax": inference(lambda x, dim=-1, **_: gems.softmax(x, dim)),
             "layer_norm": inference(lambda x, shape, w, b, eps=1e-5: gems.layer_norm(x, list(shape), w, b, eps)[0]),
-            "rms_norm": inference(lambda x, shape, w, eps=1e-6: gems.rms_norm(x, list(shape), w, eps)),
         }
 
 
@@ -169,7 +159,7 @@ class Helion(Provider):
 
     def prepare(self, work: Workload) -> Prepared:
         work.inference_only("a pretuned helion kernel")
-        if work.op not in ("softmax", "layer_norm", "rms_norm"):
+        if work.op not in ("softmax", "layer_norm"):
             raise Unsupported(f"helion has no pretuned {work.op}")
         folder = Path(os.environ["HELION_PRETUNED"]) / work.op
         major, minor = torch.cuda.get_device_capability()
@@ -183,7 +173,6 @@ class Helion(Provider):
         call: Callable[..., Any] = {
             "softmax": lambda x, dim=-1, **_: kernel(x),
             "layer_norm": lambda x, shape, w, b, eps=1e-5: kernel(x, w, b),
-            "rms_norm": lambda x, shape, w, eps=1e-6: kernel(x, w),
         }[work.op]
         own = any(t.endswith(f"sm{major}{minor}") for t in tuned)
         return Prepared(call, "pretuned for this GPU" if own else f"pretuned for another GPU: {', '.join(tuned) or 'none'}")

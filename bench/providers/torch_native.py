@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..modules import plain_module
-from ._base import Prepared, Provider, Unsupported, Workload, needs_cuda
+from ..provider import Prepared, Provider, Unsupported, Workload, needs_cuda
 
 SCRIPT_WARMUPS = 3
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._base import Unsupported, missing, needs_cuda
+from ..provider import Unsupported, missing, needs_cuda
 from .deployed import TensorRT, export, ort_session
 from .torch_native import Compile, TorchScript, fused_groups
 

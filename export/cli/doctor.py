@@ -24,9 +24,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
 
     Example: fused-ops doctor --json | jq .ops
     """
-    from fused_ops._facts import facts
+    from ..._tools.doctor import installation
 
-    found = facts()
+    found = installation()
     problems = _problems(found)
     if as_json:
         typer.echo(json.dumps(found | {"problems": problems}, indent=1))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ._sources import errors, load_source, show
+from .sources import errors, load_source, show
 
 Model = Annotated[Optional[str], typer.Option("--model", help="package.module:factory, a callable that returns the module.")]
 Hf = Annotated[Optional[Path], typer.Option("--hf", help="Local Hugging Face folder: config.json, model.safetensors.")]
@@ -41,7 +41,7 @@ def onnx(
 
     Example: fused-ops export onnx --hf ./minilm -o minilm.onnx --precision fp16
     """
-    from ..onnx import export_onnx, export_submodule
+    from ..onnx.exporter import export_onnx, export_submodule
 
     with errors("export onnx"):
         source = load_source(model, hf, program, inputs or (), fuse=fuse)
@@ -62,7 +62,7 @@ def onnx(
 
 def _profiles(low: list[str], best: list[str], high: list[str]) -> list[dict[str, Any]]:
     """trtexec's --minShapes x:1x16,y:1x16 and its like; the k-th of each makes profile k."""
-    from .._files import ExportError
+    from ..files.atomic import ExportError
 
     if not len(low) == len(best) == len(high):
         counts = f"{len(low)}, {len(best)}, {len(high)}"
@@ -71,7 +71,7 @@ def _profiles(low: list[str], best: list[str], high: list[str]) -> list[dict[str
 
 
 def _profile(*texts: str) -> dict[str, Any]:
-    from .._files import ExportError
+    from ..files.atomic import ExportError
 
     try:
         shapes = [{name: tuple(map(int, dims.split("x"))) for name, dims in _pairs(text)} for text in texts]
@@ -88,7 +88,7 @@ def _pairs(text: str) -> list[list[str]]:
 
 def _pools(texts: list[str]) -> dict[str, int]:
     """trtexec's --memPoolSize workspace:1024 in MiB, or with B, K, M, G behind."""
-    from .._files import ExportError
+    from ..files.atomic import ExportError
 
     units = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30}
     pools = {}
@@ -128,9 +128,9 @@ def engine(
 
     Example: fused-ops export engine --onnx m.onnx --saveEngine m.engine --minShapes x:1x16 --optShapes x:8x16 --maxShapes x:32x16
     """
-    from .._files import ExportError, check_writable, write_bytes
-    from .._trt_backend import has_gpu
-    from ..tensorrt import Engine, build_engine
+    from ..files.atomic import ExportError, check_writable, write_bytes
+    from ..tensorrt.backend import has_gpu
+    from ..tensorrt.build import Engine, build_engine
 
     with errors("export engine"):
         if layers is not None:
@@ -207,7 +207,7 @@ def repository(
 
     Example: fused-ops export repository minilm.onnx --root models --name minilm --max-batch-size 32 --preferred-batch-sizes 8,16
     """
-    from ..repository import export_model_repository
+    from ..repository.writer import export_model_repository
 
     with errors("export repository"):
         folder = export_model_repository(
@@ -218,7 +218,7 @@ def repository(
 
 
 def _ints(text: str) -> list[int]:
-    from .._files import ExportError
+    from ..files.atomic import ExportError
 
     try:
         return [int(part) for part in text.split(",") if part]
@@ -227,7 +227,7 @@ def _ints(text: str) -> list[int]:
 
 
 def _ports(texts: Optional[list[str]]) -> Optional[dict[str, tuple[str, list[int]]]]:
-    from .._files import ExportError
+    from ..files.atomic import ExportError
 
     ports = {}
     for text in texts or []:

@@ -38,19 +38,19 @@ def audit(
     Exits with 1 where a kernel spills, needs more shared memory than there is, loads aligned rows in less than 128 bits,
     or does not compile. What is for a later Triton than the one that compiles (clusters) is left out.
     """
-    from fused_ops import _audit
+    from ..._tools import audit as audit_module
 
     try:
-        architectures = _audit.parse_architectures(arch)
+        architectures = audit_module.parse_architectures(arch)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--arch") from None
-    cases = _audit.audit_cases(architectures, lambda case: kernel in case.kernel.fn.__name__)
+    cases = audit_module.audit_cases(architectures, lambda case: kernel in case.kernel.fn.__name__)
     if not cases:
         raise typer.BadParameter(f"no kernel's name contains {kernel!r}", param_hint="--kernel")
     with _progress() as progress:
         task = progress.add_task("compiling", total=len(cases))
         try:
-            rows = _audit.run_audit(cases, jobs, python, lambda: progress.advance(task))
+            rows = audit_module.run_audit(cases, jobs, python, lambda: progress.advance(task))
         except (OSError, RuntimeError) as error:
             progress.stop()
             typer.echo(f"fused-ops audit: {error}", err=True)
@@ -85,19 +85,21 @@ def tune(
     if not torch.cuda.is_available():
         typer.echo("fused-ops tune: it measures on a GPU, and torch sees none here", err=True)
         raise typer.Exit(2)
-    from fused_ops import _tune, _tune_measure
+    from ..._runtime import settings, tables
+    from ..._tools import tune as tune_module
+    from ..._tools import tune_measure
 
-    keys = [key for key in _tune_measure.all_keys() if kernel in key.kernel]
+    keys = [key for key in tune_measure.all_keys() if kernel in key.kernel]
     if not keys:
         raise typer.BadParameter(f"no tuned kernel's name contains {kernel!r}", param_hint="--kernel")
-    owner = _tune.machine(torch.cuda.current_device())
+    owner = tables.machine(torch.cuda.current_device())
     with _progress() as progress:
         task = progress.add_task("measuring", total=len(keys))
-        entries = _tune.tune(keys, owner, _tune_measure.measure, again, lambda: progress.advance(task))
+        entries = tune_module.tune(keys, owner, tune_measure.measure, again, lambda: progress.advance(task))
     rows = [{**asdict(key), **asdict(config), "microseconds": time} for key, (config, time) in entries.items()]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
-    typer.echo(f"{len(rows)} configurations for {owner.gpu} in {_tune.user_folder() / owner.file_name}", err=True)
+    typer.echo(f"{len(rows)} configurations for {owner.gpu} in {settings.user_folder() / owner.file_name}", err=True)
 
 
 def _print_audit(rows: list[Any]) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from .._files import ExportError, check_input, require
+from ..files.atomic import ExportError, check_input, require
 from . import exports
-from ._sources import Source, errors, load_source, parse_sizes, show
 from .exports import Fuse, Hf, Inputs, Json, Model
+from .sources import Source, errors, load_source, parse_sizes, show
 
 MAX_NPZ_BYTES = 2**34
 
@@ -40,7 +40,7 @@ def verify(
 
     Example: fused-ops verify minilm.onnx --hf ./minilm --size batch=3,sequence=40
     """
-    from .._verify import verify as compare
+    from ..verification.verifier import verify as compare
 
     with errors("verify"):
         source = load_source(model, hf, None, inputs or (), fuse=fuse)
@@ -93,7 +93,7 @@ def quantize(
 
     Example: fused-ops quantize minilm.onnx -o minilm-int8.onnx --text sentences.txt --hf ./minilm --exclude '**.output.dense'
     """
-    from .. import quantize as quantisation
+    from ..quantize import quantizer as quantisation
 
     with errors("quantize"):
         batches = _batches(calibration or [], text, hf)

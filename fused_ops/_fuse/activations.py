@@ -91,12 +91,6 @@ def _gelu(approximate: Any) -> str | None:
     return {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
 
 
-def module_activation(module: nn.Module) -> str | None:
-    """The activation's name, or None for a module that is none fused_linear knows."""
-    entry = modules().get(type(module))
-    return None if entry is None else entry[1](module)
-
-
 def function_activation(function: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> str | None:
     """The name of function(x, *args[1:], **kwargs) as an activation, or None. inplace does not change the result."""
     name = FUNCTIONS.get(function) if callable(function) else None
@@ -105,10 +99,3 @@ def function_activation(function: Any, args: tuple[Any, ...] = (), kwargs: dict[
         name = _gelu(options.pop("approximate", "none"))
     positional = 2 if function in (F.relu, F.silu) else 1  # the second is inplace
     return name if not options and len(args) <= positional else None
-
-
-def modules() -> dict[type[nn.Module], Entry]:
-    """MODULES, with transformers' activations when transformers is loaded."""
-    from . import hf
-
-    return MODULES if hf.classes() is None else {**MODULES, **hf.classes().MODULES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .._autograd import FLOATS
+from .._torch.arguments import FLOATS
 
 _HOOKS = {
     "_forward_hooks": "a forward hook",
@@ -65,7 +65,7 @@ def in_peft(parent: nn.Module) -> str | None:
     return None
 
 
-def fast_path(layer: nn.Module | None) -> str:
+def torch_fast_path(layer: nn.Module | None) -> str:
     """What the report adds for a module of torch's TransformerEncoderLayer: its inference fast path calls no module."""
     if not isinstance(layer, nn.TransformerEncoderLayer) or not layer.activation_relu_or_gelu:
         return ""

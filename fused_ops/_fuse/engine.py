@@ -14,7 +14,7 @@ from .run import FilterFn, Run
 from .swap import restore
 from .whole import fuse_whole
 
-OPS = ("layer_norm", "rms_norm", "softmax", "linear", "gated_linear", "mlp")
+OPS = ("layer_norm", "softmax", "linear", "gated_linear", "mlp")
 OPTIONAL_OPS = ("bare_linear",)
 
 
@@ -33,8 +33,8 @@ def fuse(
 
     Args:
         model: any nn.Module. Fuse before torch.compile, FSDP or tensor parallelism, and after PEFT adapters are added.
-        ops: which of "layer_norm", "rms_norm", "softmax", "linear" (with its activation), "gated_linear" and "mlp" to
-            fuse; None is all of them. "bare_linear" (a Linear without activation) only when named: it already is one kernel.
+        ops: which of "layer_norm", "softmax", "linear" (with its activation), "gated_linear" and "mlp" to fuse;
+            None is all of them. "bare_linear" (a Linear without activation) only when named: it already is one kernel.
         filter_fn: filter_fn(name, module) -> bool, whether this LayerNorm, Softmax or Linear may be fused; None is yes.
         strict: raise when nothing is fused, instead of warning.
 

@@ -7,34 +7,29 @@ from typing import Any
 from .linears import Parent
 from .patterns import Fused
 from .report import ALREADY, FUSED, LEFT
-from .rewrite import FusedForward, Program, find, forward_class, fused_functions, programs
+from .rewrite import FUSED_FUNCTIONS, FusedForward, Program, find, forward_class, programs
 from .run import Run
 from .trace import UntraceableError
 
-OPS = frozenset(("linear", "gated_linear", "mlp"))
-
 
 def fuse_forwards(run: Run, parents: list[tuple[Parent, frozenset[str]]]) -> None:
-    """Replace the forwards that hold a chain of OPS which the Linears' own classes could not take."""
-    wanted = OPS & run.wanted
-    available = wanted & set(fused_functions())
+    """Replace the forwards that hold a chain of ops, which the Linears' own classes could not take."""
+    wanted = run.wanted & FUSED_FUNCTIONS.keys()
     for parent, readable in parents:
         if isinstance(parent.module, FusedForward):
             for fused in _fused(parent.module._fuse_programs):
                 _record(run, parent, fused, ALREADY)
         elif readable and wanted:
-            _one(run, parent, available, wanted - available if run.named else frozenset(), readable)
+            _one(run, parent, frozenset(wanted), readable)
 
 
-def _one(run: Run, parent: Parent, available: frozenset[str], missing: frozenset[str], readable: frozenset[str]) -> None:
+def _one(run: Run, parent: Parent, wanted: frozenset[str], readable: frozenset[str]) -> None:
     module = parent.module
-    for fused in find(module, missing, readable):
-        _record(run, parent, fused, LEFT, f"this version of fused_ops has no fused_{fused.op}")
-    found = find(module, available, readable)
+    found = find(module, wanted, readable)
     if not found:
         return
     try:
-        made = programs(module, available, readable)
+        made = programs(module, wanted, readable)
     except UntraceableError as error:
         for fused in found:
             _record(run, parent, fused, LEFT, f"{type(module).__name__}.forward cannot be replaced by its graph: {error}")
@@ -42,7 +37,7 @@ def _one(run: Run, parent: Parent, available: frozenset[str], missing: frozenset
     for fused in _fused(made):
         _record(run, parent, fused, FUSED)
     cls: Any = type(module)  # mypy takes a class for unhashable when its instances say they are
-    run.swap(module, forward_class(cls), _fuse_wanted=(available, readable), _fuse_programs=made)
+    run.swap(module, forward_class(cls), _fuse_wanted=(wanted, readable), _fuse_programs=made)
 
 
 def _fused(programs: dict[bool, Program]) -> list[Fused]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import activations as hf
 from transformers.pytorch_utils import Conv1D
 
-from ..linear import fused_linear
+from ..ops.linear.linear import fused_linear
 from .activations import Absorbed, Entry
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..nn import FusedLinear
 from . import activations, conditions, hf
+from .activation_classes import activation_classes, module_activation
 from .match import Match, Verdict, match_linears
 from .report import ALREADY, FUSED, LEFT
 from .run import Run
@@ -114,7 +115,7 @@ def parents_of(model: nn.Module) -> list[Parent]:
                 parent.linears[path] = child
             elif type(child) in known.values():
                 parent.fused[path] = child
-            elif activations.module_activation(child) is not None:
+            elif module_activation(child) is not None:
                 parent.activations[path] = child
         if parent.linears or parent.activations or parent.fused:
             found.append(parent)
@@ -211,7 +212,7 @@ def _apply(run: Run, parent: Parent, path: str, match: Match) -> str:
         if isinstance(module, activations.Absorbed):  # an earlier Linear shares it
             module._fuse_linears += (place,)
         else:
-            run.swap(module, activations.modules()[type(module)][0], _fuse_linears=(place,))
+            run.swap(module, activation_classes()[type(module)][0], _fuse_linears=(place,))
     else:
         held = parent.module.__dict__[match.site.name]
         if isinstance(held, activations.AbsorbedFunction):
@@ -219,7 +220,7 @@ def _apply(run: Run, parent: Parent, path: str, match: Match) -> str:
         else:
             function = activations.AbsorbedFunction((place,))
             run.swap(parent.module, type(parent.module), **{match.site.name: function})
-    return f"with {match.activation} ({match.site.name})" + conditions.fast_path(parent.module)
+    return f"with {match.activation} ({match.site.name})" + conditions.torch_fast_path(parent.module)
 
 
 def _readable(parent: Parent, left: Collection[str], held: dict[int, list[str]]) -> frozenset[str]:

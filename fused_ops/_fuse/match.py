@@ -8,7 +8,8 @@ from typing import Any, Union
 from torch import nn
 from torch.fx import Graph, Node
 
-from .activations import METHODS, function_activation, module_activation
+from .activation_classes import module_activation
+from .activations import METHODS, function_activation
 from .trace import Held
 
 

@@ -1,4 +1,4 @@
-"""Modules that have a fused class of their own: LayerNorm, Softmax, and RMSNorm when its op exists."""
+"""Modules that have a fused class of their own: LayerNorm and Softmax."""
 
 from __future__ import annotations
 
@@ -14,48 +14,45 @@ from .run import Run
 
 @dataclass(frozen=True)
 class Whole:
-    """The op a torch.nn class belongs to and the class that replaces it: None while the op does not exist."""
+    """The op a torch.nn class belongs to, and the class that replaces it."""
 
     op: str
-    cls: type[nn.Module] | None
+    cls: type[nn.Module]
 
 
 WHOLE: dict[type[nn.Module], Whole] = {
     nn.LayerNorm: Whole("layer_norm", fused.FusedLayerNorm),
-    nn.RMSNorm: Whole("rms_norm", getattr(fused, "FusedRMSNorm", None)),
     nn.Softmax: Whole("softmax", fused.FusedSoftmax),
 }
 
 
 def fuse_whole(run: Run) -> None:
-    """Swap the class of every LayerNorm, RMSNorm and Softmax that can be."""
+    """Swap the class of every LayerNorm and Softmax that can be; say of an RMS norm that there is no op for it."""
     for name, module in run.model.named_modules():
         base = next((cls for cls in WHOLE if isinstance(module, cls)), None)
         before = type(module).__name__
         if base is None:
             if "RMSNorm" in before or before == "T5LayerNorm":
-                run.record(name, before, "rms_norm", LEFT, f"{before} is no torch.nn.RMSNorm, whose formula fuse knows")
+                run.record(name, before, "rms_norm", LEFT, f"fused_ops has no op for {before}")
             continue
         whole = WHOLE[base]
         if type(module) is whole.cls:
             run.record(name, before, whole.op, ALREADY, f"is a {before}")
             continue
-        reason = run.left_out(whole.op, name, module) or _unfit(module, base, whole)
-        if reason is None and whole.cls is not None:
+        reason = run.left_out(whole.op, name, module) or _unfit(module, base)
+        if reason is None:
             run.swap(module, whole.cls)
-            note = "; its hooks stay" if conditions.hooks(module) else conditions.fast_path(_parent(run.model, name))
+            note = "; its hooks stay" if conditions.hooks(module) else conditions.torch_fast_path(_parent(run.model, name))
             run.record(name, before, whole.op, FUSED, f"{whole.cls.__name__}{note}")
         else:
-            run.record(name, before, whole.op, LEFT, str(reason))
+            run.record(name, before, whole.op, LEFT, reason)
 
 
 def _parent(model: nn.Module, name: str) -> nn.Module | None:
     return model.get_submodule(name.rpartition(".")[0]) if name else None
 
 
-def _unfit(module: nn.Module, base: type[nn.Module], whole: Whole) -> str | None:
-    if whole.cls is None:
-        return f"this version of fused_ops has no op for {base.__name__}"
+def _unfit(module: nn.Module, base: type[nn.Module]) -> str | None:
     if type(module) is not base:
         return conditions.subclass(module, base)
     return conditions.replaced_forward(module) or conditions.parameters(module)

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 
 from bench import environment, record, timing
 from bench.providers import Prepared, Provider, Unsupported, Workload
-
-from .small import task
+from tests.bench.small import task
 
 
 class Event:

@@ -8,8 +8,8 @@ import torch
 
 from bench.tasks import Task
 from fused_ops import REGISTRY
-from fused_ops._cases.linear_fp8 import quantise
-from fused_ops._spec import FORWARD_ONLY, Case
+from fused_ops._torch.spec import FORWARD_ONLY, Case
+from fused_ops.ops.linear.cases.linear_fp8 import quantise
 
 
 def task(op: str, pass_: str = "fwd", kind: str = "wall", dtype: torch.dtype = torch.float32, rows: int = 24) -> Task:

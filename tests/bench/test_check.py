@@ -13,8 +13,7 @@ from bench import check
 from bench.measure import Bundle, Measurement
 from bench.providers import Prepared, Provider, Workload, by_name
 from bench.timing import Replay
-
-from .small import task
+from tests.bench.small import task
 
 
 class Made(Provider):

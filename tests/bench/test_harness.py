@@ -17,12 +17,11 @@ from bench.__main__ import main
 from bench.environment import alone
 from bench.gpu import STEPS, Run, arguments, execute, merge_json
 from bench.measure import Bundle, Measurement
+from bench.provider import missing
 from bench.providers import PROVIDERS, Unsupported, Workload, by_name
-from bench.providers._base import missing
 from bench.record import read
 from fused_ops import REGISTRY
-
-from .small import task
+from tests.bench.small import task
 
 MLP_ONLY = ("checkpoint", "ours+recompute")
 ROOT = Path(__file__).resolve().parents[2]

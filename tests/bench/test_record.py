@@ -14,9 +14,8 @@ from bench.record import Recorder, annotate, quantile, rates, read, spread
 from bench.roofline import Roofline
 from bench.tasks import matrix
 from fused_ops import REGISTRY
-from fused_ops._spec import FORWARD_ONLY
-
-from .small import task
+from fused_ops._torch.spec import FORWARD_ONLY
+from tests.bench.small import task
 
 KEY = {"op": "softmax", "case": "4k", "dtype": "bf16", "pass": "fwd", "kind": "kernel", "shape": "4096x4096"}
 
@@ -124,24 +123,8 @@ def test_an_op_without_gradients_is_measured_forward_only() -> None:
 
 
 def test_every_tensor_but_the_first_is_told_from_an_input() -> None:
-    names = [
-        "weight",
-        "bias",
-        "w",
-        "b",
-        "w1",
-        "b2",
-        "w_gate",
-        "b_up",
-        "qkv_weight",
-        "x",
-        "input",
-        "residual",
-        "target",
-        "by",
-        "width",
-    ]
-    assert [n for n in names if is_parameter(n)] == names[:9]
+    parameters = ["weight", "bias", "weight1", "bias2", "gate_weight", "up_bias", "qkv_weight", "weight_scale"]
+    assert [n for n in (*parameters, "input", "input_scale", "residual", "target", "width") if is_parameter(n)] == parameters
 
 
 def test_sets_differ_in_inputs_and_agree_in_parameters() -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-
-from .synthetic import write_synthetic
+from tests.bench.synthetic import write_synthetic
 
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fused_ops.export import ExportError, build_engine
-from fused_ops.export._files import check_onnx
+from fused_ops.export.files.atomic import check_onnx
 from fused_ops.export.inspect import inspect_file
 
 SMALL = {"x": ((1, 1, 16), (2, 2, 16), (2, 4, 16))}

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from fused_ops.export import ExportError, export_aoti, verify
-
-from . import models
+from tests.export import models
 
 
 @pytest.mark.slow

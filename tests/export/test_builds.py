@@ -9,8 +9,7 @@ import pytest
 
 from fused_ops import fuse
 from fused_ops.export import build_engine, export_onnx
-
-from . import models
+from tests.export import models
 
 pytest.importorskip("tensorrt_rtx")
 WIDTH = models.WIDTH

@@ -16,13 +16,12 @@ import torch
 from typer.testing import CliRunner
 
 from fused_ops.export import ExportError
-from fused_ops.export._pt2 import load_program
 from fused_ops.export.cli import app
-from fused_ops.export.cli._sources import _from_factory, parse_input, parse_sizes
 from fused_ops.export.cli.exports import _pools, _profiles
-
-from .onnx_files import linear_model, save
-from .test_safety import Trap
+from fused_ops.export.cli.sources import _from_factory, parse_input, parse_sizes
+from fused_ops.export.files.pt2 import load_program
+from tests.export.onnx_files import linear_model, save
+from tests.export.test_safety import Trap
 
 FACTORY = """
 import torch

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from fused_ops.export import Engine, ExportError, _trt_context, build_engine, engine
-from fused_ops.export._manifest import manifest_path
-from fused_ops.export._trt_backend import Backend, EngineError, has_gpu
-
-from .fake_runtime import FakeCuda, FakeEngine, fake_runtime
-from .onnx_files import PROFILE, linear_model, save
+from fused_ops.export import Engine, ExportError, build_engine
+from fused_ops.export.files.manifest import manifest_path
+from fused_ops.export.tensorrt import context as context_module
+from fused_ops.export.tensorrt import engine
+from fused_ops.export.tensorrt.backend import Backend, EngineError, has_gpu
+from tests.export.fake_runtime import FakeCuda, FakeEngine, fake_runtime
+from tests.export.onnx_files import PROFILE, linear_model, save
 
 DIGEST = hashlib.sha256(b"engine").hexdigest()
 
@@ -24,7 +25,7 @@ DIGEST = hashlib.sha256(b"engine").hexdigest()
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
-    for module in (engine, _trt_context):
+    for module in (engine, context_module):
         monkeypatch.setattr(module, "cuda", fake)
     monkeypatch.setattr(engine, "has_gpu", lambda: True)
     return fake

@@ -12,9 +12,8 @@ import pytest
 from onnx import external_data_helper
 
 from fused_ops.export import ExportError
-from fused_ops.export._files import check_onnx, check_writable, output, require, sha256_of, write_bytes
-
-from . import onnx_files
+from fused_ops.export.files.atomic import check_onnx, check_writable, output, require, sha256_of, write_bytes
+from tests.export import onnx_files
 
 
 def test_output_appears_whole(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from torch.export import Dim
 
 from fused_ops import REGISTRY, fused_linear, fused_softmax
 from fused_ops.export import ExportError, build_engine, custom_translation_table, export_onnx, export_submodule, verify
-
-from . import models
+from tests.export import models
 
 SHAPES = [models.example(1, 1), models.example(3, 7), models.example(4, 33)]
 
@@ -296,7 +295,7 @@ def test_opsets_outside_the_range_are_refused(opset: int, path: Path) -> None:
 
 def test_wrong_opset_from_the_exporter_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At an opset it does not know, the exporter logs and writes 18: what came is compared with what was asked."""
-    monkeypatch.setattr("fused_ops.export.onnx.OPSETS", range(18, 27))
+    monkeypatch.setattr("fused_ops.export.onnx.exporter.OPSETS", range(18, 27))
     with pytest.raises(ExportError, match=r"opset: torch\.onnx wrote .*, not the requested 26"):
         export_onnx(models.make("mlp"), (models.example(),), path, opset=26)
     assert not list(path.parent.iterdir())

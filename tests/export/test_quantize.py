@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from fused_ops.export import ExportError, build_engine, export_onnx, quantize_onnx, sensitivity, verify
-
-from . import models, sentences
+from tests.export import models, sentences
 
 
 class Tails(nn.Module):
@@ -141,10 +140,10 @@ def test_model_beyond_protobuf_is_refused(
 ) -> None:
     path = tmp_path / "external.onnx"
     export_onnx(tails[0], (torch.randn(2, 3, 16),), path, dynamic_shapes=models.DYNAMIC, external_data_bytes=100)
-    monkeypatch.setattr("fused_ops.export.quantize.MAX_BYTES", path.stat().st_size + 1000)
+    monkeypatch.setattr("fused_ops.export.quantize.quantizer.MAX_BYTES", path.stat().st_size + 1000)
     with pytest.raises(ExportError, match="path: got a model of"):
         quantize_onnx(path, tmp_path / "q.onnx", batches(0), progress=False)
-    monkeypatch.setattr("fused_ops.export.quantize.MAX_BYTES", path.stat().st_size + 10_000)
+    monkeypatch.setattr("fused_ops.export.quantize.quantizer.MAX_BYTES", path.stat().st_size + 10_000)
     quantize_onnx(path, tmp_path / "q.onnx", batches(0), progress=False)
     assert verify(tmp_path / "q.onnx", tails[0], torch.randn(2, 3, 16), min_cosine=0.9).ok
 

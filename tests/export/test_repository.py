@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from fused_ops.export import ExportError, export_model_repository
-from fused_ops.export._manifest import write_manifest
-
-from .onnx_files import linear_model, save
+from fused_ops.export.files.manifest import write_manifest
+from tests.export.onnx_files import linear_model, save
 
 pytest.importorskip("tritonclient")
 text_format = pytest.importorskip("google.protobuf.text_format")
-from fused_ops.export._server_config import schema, validated  # noqa: E402
+from fused_ops.export.repository.server_config import schema, validated  # noqa: E402
 
 
 @pytest.fixture

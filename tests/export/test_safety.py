@@ -16,11 +16,10 @@ import torch
 from onnx import TensorProto
 
 from fused_ops.export import ExportError, build_engine
-from fused_ops.export._files import check_onnx
-from fused_ops.export._manifest import manifest_path, write_manifest
+from fused_ops.export.files.atomic import check_onnx
+from fused_ops.export.files.manifest import manifest_path, write_manifest
 from fused_ops.export.inspect import inspect_file
-
-from .onnx_files import PROFILE, linear_model, save
+from tests.export.onnx_files import PROFILE, linear_model, save
 
 WORKER = Path(__file__).with_name("fuzz_worker.py")
 MUTANTS = 100

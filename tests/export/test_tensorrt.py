@@ -14,12 +14,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from fused_ops.export import ExportError, _trt_backend, build_engine
-from fused_ops.export._files import sha256_of
-from fused_ops.export._trt_backend import EngineError
-
-from .fake_tensorrt import PLAN, fake
-from .onnx_files import PROFILE, linear_model, model, save
+from fused_ops.export import ExportError, build_engine
+from fused_ops.export.files.atomic import sha256_of
+from fused_ops.export.tensorrt import backend
+from fused_ops.export.tensorrt.backend import EngineError
+from tests.export.fake_tensorrt import PLAN, fake
+from tests.export.onnx_files import PROFILE, linear_model, model, save
 
 pytest.importorskip("tensorrt_rtx")
 OLD = b"an engine that was here before"
@@ -161,8 +161,8 @@ def test_what_rtx_cannot_do_is_refused_with_its_reason(
 def test_refit_without_a_gpu_is_refused(
     onnx_file: Path, engine_file: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    monkeypatch.setattr(_trt_backend, "has_gpu", lambda: False)
-    monkeypatch.setattr("fused_ops.export._trt_config.has_gpu", lambda: False)
+    monkeypatch.setattr(backend, "has_gpu", lambda: False)
+    monkeypatch.setattr("fused_ops.export.tensorrt.config.has_gpu", lambda: False)
     with pytest.raises(ExportError, match=f"{option}: not possible with tensorrt_rtx .*needs a GPU at build time"):
         build_engine(onnx_file, engine_file, backend="tensorrt_rtx", profiles=PROFILE, **{option: True})
     assert untouched(engine_file)
@@ -251,10 +251,8 @@ def test_the_bar_is_drawn_on_stderr(
 @pytest.fixture(params=["10.16.1", "11.4.0"])
 def full(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = fake(request.param)
-    monkeypatch.setattr(
-        _trt_backend.importlib.util, "find_spec", lambda name: SimpleNamespace() if name == "tensorrt" else None
-    )
-    monkeypatch.setattr(_trt_backend, "_import", lambda op, name: module)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: SimpleNamespace() if name == "tensorrt" else None)
+    monkeypatch.setattr(backend, "_import", lambda op, name: module)
     return module
 
 
@@ -312,30 +310,30 @@ def test_full_tensorrt_builds_for_its_own_gpu_only(full: Any, onnx_file: Path, e
 def test_full_tensorrt_refits_where_there_is_a_gpu(
     full: Any, onnx_file: Path, engine_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fused_ops.export._trt_config.has_gpu", lambda: True)
+    monkeypatch.setattr("fused_ops.export.tensorrt.config.has_gpu", lambda: True)
     build_engine(onnx_file, engine_file, backend="tensorrt", profiles=PROFILE, refit=True, strip_weights=True)
     assert {call[1] for call in full.calls if call[0] == "set_flag"} == {"REFIT", "STRIP_PLAN"}
 
 
 def test_auto_takes_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     installed: set[str] = {"tensorrt", "tensorrt_rtx"}
-    monkeypatch.setattr(_trt_backend.importlib.util, "find_spec", lambda name: SimpleNamespace() if name in installed else None)
-    monkeypatch.setattr(_trt_backend, "_import", lambda op, name: name)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: SimpleNamespace() if name in installed else None)
+    monkeypatch.setattr(backend, "_import", lambda op, name: name)
     for gpu, expected in ((True, "tensorrt"), (False, "tensorrt_rtx")):
-        monkeypatch.setattr(_trt_backend, "has_gpu", lambda gpu=gpu: gpu)
-        assert _trt_backend.load_backend("op").name == expected
+        monkeypatch.setattr(backend, "has_gpu", lambda gpu=gpu: gpu)
+        assert backend.load_backend("op").name == expected
     installed.clear()
     with pytest.raises(ModuleNotFoundError, match=r"not installed.*fused-ops\[tensorrt-rtx\].*fused-ops\[tensorrt\]"):
-        _trt_backend.load_backend("op")
+        backend.load_backend("op")
 
 
 def test_a_library_that_does_not_load_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> Any:
         raise OSError("libnvinfer.so.11: cannot open shared object file")
 
-    monkeypatch.setattr(_trt_backend.importlib, "import_module", broken)
+    monkeypatch.setattr(backend.importlib, "import_module", broken)
     with pytest.raises(ExportError, match=r"tensorrt_rtx is installed but does not load: libnvinfer\.so"):
-        _trt_backend.load_backend("op", "tensorrt_rtx")
+        backend.load_backend("op", "tensorrt_rtx")
 
 
 def test_the_default_follows_torchs_tf32_default() -> None:

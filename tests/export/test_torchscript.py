@@ -16,8 +16,7 @@ from torch.utils import cpp_extension
 
 from fused_ops import fused_layernorm, fused_linear, fused_softmax
 from fused_ops.export import ExportError, export_torchscript, verify
-
-from . import models
+from tests.export import models
 
 SHAPES = [models.example(1, 1), models.example(3, 7)]
 

@@ -16,9 +16,8 @@ from torch import nn
 
 from fused_ops import fused_softmax
 from fused_ops.export import ExportError, export_onnx, export_torchscript, verify
-from fused_ops.export._verify import compare
-
-from . import models
+from fused_ops.export.verification.verifier import compare
+from tests.export import models
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,4 @@
-"""Gated pairs and whole MLPs: act(gate(x)) * up(x) and fc2(act(fc1(x))) as one call each.
-
-Where this version of fused_ops lacks the op, a stand-in with its signature is put in its place: what is tested here is
-the forward that calls it.
-"""
+"""Gated pairs and whole MLPs: act(gate(x)) * up(x) and fc2(act(fc1(x))) as one call each."""
 
 from __future__ import annotations
 
@@ -14,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import fused_ops
 from fused_ops import fuse, unfuse
-from fused_ops.linear import linear_plain
-
-from .models import MODELS, Mlp
-from .test_fuse import assert_same, detail, status
-from .test_matching import x4
+from fused_ops._fuse import rewrite
+from tests.fuse.models import MODELS, Mlp
+from tests.fuse.test_fuse import assert_same, detail, status
+from tests.fuse.test_matching import x4
 
 
 class Calls(list):
@@ -35,20 +29,12 @@ class Calls(list):
         return counted
 
 
-def gated_plain(x, w_gate, w_up, activation, b_gate=None, b_up=None):
-    return linear_plain(x, w_gate, b_gate, activation) * F.linear(x, w_up, b_up)
-
-
-def mlp_plain(x, w1, b1, w2, b2, activation):
-    return F.linear(linear_plain(x, w1, b1, activation), w2, b2)
-
-
 @pytest.fixture
 def calls(monkeypatch) -> Calls:
     calls = Calls()
-    for name, stand_in in (("fused_gated_linear", gated_plain), ("fused_mlp", mlp_plain)):
-        real = getattr(fused_ops, name, stand_in)
-        monkeypatch.setattr(fused_ops, name, calls.wrap(name, real), raising=False)
+    for op in ("gated_linear", "mlp"):
+        wrapped = calls.wrap(f"fused_{op}", rewrite.FUSED_FUNCTIONS[op])
+        monkeypatch.setitem(rewrite.FUSED_FUNCTIONS, op, wrapped)
     return calls
 
 
@@ -195,16 +181,6 @@ def test_t5_says_why_its_gate_stays(calls: Calls):
     report = fuse(model)
     reasons = {c.detail for c in report.skipped if c.op == "gated_linear"}
     assert reasons == {"T5DenseGatedActDense.forward cannot be replaced by its graph: forward uses isinstance"}
-
-
-def test_an_op_that_is_missing_is_said(monkeypatch):
-    monkeypatch.delattr(fused_ops, "fused_gated_linear", raising=False)
-    model = Gated()
-    report = fuse(model, ops=["linear", "gated_linear"])
-    assert detail(report, "") == "this version of fused_ops has no fused_gated_linear"
-    assert status(report)["gate_proj"] == "fused"
-    unfuse(model)
-    assert [c for c in fuse(model) if c.op == "gated_linear"] == []  # no row for what was not asked for
 
 
 def test_sequential_may_be_sliced_and_extended(calls: Calls):

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fused_ops import fuse, unfuse
-
-from .test_fuse import assert_same, detail, status
-from .test_matching import Mlp, x4
+from tests.fuse.test_fuse import assert_same, detail, status
+from tests.fuse.test_matching import Mlp, x4
 
 
 class Functional(Mlp):

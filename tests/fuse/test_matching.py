@@ -13,8 +13,7 @@ from torch.nn.utils import parametrizations
 
 from fused_ops import fuse, unfuse
 from fused_ops.nn import FusedLinear
-
-from .test_fuse import Block, assert_same, detail, status
+from tests.fuse.test_fuse import Block, assert_same, detail, status
 
 
 class Mlp(nn.Module):
@@ -306,7 +305,9 @@ def test_tied_weights_stay_tied():
 def test_rms_norm_without_an_op_is_said():
     with pytest.warns(UserWarning, match="nothing was fused"):
         report = fuse(nn.Sequential(nn.RMSNorm(4)))
-    assert detail(report, "0") == "this version of fused_ops has no op for RMSNorm"
+    assert detail(report, "0") == "fused_ops has no op for RMSNorm"
+    with pytest.raises(ValueError, match="ops: got 'rms_norm', allowed: 'layer_norm', 'softmax'"):
+        fuse(nn.Sequential(nn.RMSNorm(4)), ops=["rms_norm"])
 
 
 def test_tracing_leaves_no_trace():

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from fused_ops import fuse, unfuse
-
-from .models import MODELS
+from tests.fuse.models import MODELS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -12,9 +12,8 @@ from torch import nn
 
 from fused_ops import fuse, unfuse
 from fused_ops.nn import FusedLayerNorm, FusedLinear
-
-from .test_forwards import fused_calls
-from .test_fuse import detail, status
+from tests.fuse.test_forwards import fused_calls
+from tests.fuse.test_fuse import detail, status
 
 
 def encoder(**options) -> nn.TransformerEncoder:

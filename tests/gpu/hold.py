@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_ops._spec import NO_BACKWARD, OpSpec
+from fused_ops._torch.spec import NO_BACKWARD, OpSpec
 from fused_ops.testing import ContractMode
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

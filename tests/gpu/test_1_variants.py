@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_ops import REGISTRY, _cluster, _tune
-from fused_ops._launch import recorded
+from fused_ops import REGISTRY
+from fused_ops._runtime import clusters as clusters_module
+from fused_ops._runtime import tables
+from fused_ops._runtime.launch import recorded
 from fused_ops.kernels.config import RowConfig, next_power_of_2
 from fused_ops.testing import ContractMode, Expected, assert_within_contract
-
-from .hold import DTYPE_IDS, DTYPES, hold
+from tests.gpu.hold import DTYPE_IDS, DTYPES, hold
 
 pytestmark = pytest.mark.gpu
 
@@ -41,9 +42,7 @@ def arguments(op: str, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]] | No
     w, b = torch.randn(2, N, device=x.device).to(x.dtype)
     return {
         "softmax": ((x,), {"dim": -1}),
-        "log_softmax": ((x,), {"dim": -1}),
         "layer_norm": ((x, (N,), w, b), {}),
-        "rms_norm": ((x, (N,), w), {}),
     }.get(op)
 
 
@@ -64,19 +63,19 @@ def test_row_length(op: str, dtype: torch.dtype, layout: str, N: int) -> None:
 @pytest.fixture
 def clusters() -> Iterator[Callable[[int, int, str], None]]:
     """clusters(N, num_ctas, variant): rows of N run as clusters in every kernel that can, until the test ends."""
-    if not _cluster.can_cluster(torch.cuda.current_device()):
+    if not clusters_module.can_cluster(torch.cuda.current_device()):
         pytest.skip("clusters need a GPU of compute capability 9 or 10 and Triton 3.8 or later")
 
     def force(N: int, num_ctas: int, variant: str) -> None:
         block_n = next_power_of_2(N)
-        for kernel in _cluster.CLUSTERED if variant == "one_pass" else ("softmax_fwd", "softmax_bwd"):
+        for kernel in clusters_module.CLUSTERED if variant == "one_pass" else ("softmax_fwd", "softmax_bwd"):
             per_thread = 16 if kernel.endswith("bwd") and variant == "one_pass" else 32
             num_warps = min(32, max(4, block_n // (num_ctas * 32 * per_thread)))
-            _tune.force(kernel, RowConfig(1, block_n, num_warps, variant, num_ctas=num_ctas))
+            tables.force(kernel, RowConfig(1, block_n, num_warps, variant, num_ctas=num_ctas))
 
     yield force
-    for kernel in _cluster.CLUSTERED:
-        _tune.force(kernel, None)
+    for kernel in clusters_module.CLUSTERED:
+        tables.force(kernel, None)
 
 
 CLUSTERS = [

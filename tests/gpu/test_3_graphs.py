@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from fused_ops import REGISTRY
-
-from .hold import on_gpu
+from tests.gpu.hold import on_gpu
 
 pytestmark = pytest.mark.gpu
 

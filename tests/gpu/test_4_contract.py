@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fused_ops._spec import FORWARD_ONLY, REGISTRY, Case
-
-from .hold import DTYPE_IDS, DTYPES, hold
+from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY, Case
+from tests.gpu.hold import DTYPE_IDS, DTYPES, hold
 
 pytestmark = pytest.mark.gpu
 OPS = REGISTRY | FORWARD_ONLY

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import fused_ops
-
-from .hold import DTYPE_IDS, DTYPES
+from tests.gpu.hold import DTYPE_IDS, DTYPES
 
 pytestmark = pytest.mark.gpu
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from fused_ops.export import Engine, build_engine
-
-from ..export.onnx_files import PROFILE, linear_model, save
+from tests.export.onnx_files import PROFILE, linear_model, save
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("tensorrt_rtx")

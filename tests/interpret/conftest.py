@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fused_ops import _spec
+from fused_ops._runtime import settings
 
 os.environ.setdefault("TRITON_INTERPRET", "0")
-collect_ignore_glob = [] if _spec.INTERPRET else ["*"]
+collect_ignore_glob = [] if settings.INTERPRET else ["*"]

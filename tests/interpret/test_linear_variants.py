@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import _matmul, _matmul_gated, _scratch, fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
-from fused_ops._matmul_plan import forced_config
-from fused_ops._spec import FORWARD_ONLY
+from fused_ops import fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
+from fused_ops._runtime import scratch
+from fused_ops._torch.spec import FORWARD_ONLY
 from fused_ops.kernels.config import MatmulConfig
+from fused_ops.ops.linear import matmul, matmul_gated
+from fused_ops.ops.linear.matmul_plan import forced_config
 from fused_ops.testing import ContractMode
 
 TMA = MatmulConfig(32, 32, 32, num_warps=4, num_stages=2, group_m=2, kind="tma")
@@ -33,13 +35,13 @@ DTYPES = [torch.float16, torch.bfloat16]
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels that were launched."""
     names: list[str] = []
-    launch = _matmul.launch
+    launch = matmul.launch
 
     def spy(kernel: Any, *args: Any, **kwargs: Any) -> None:
         names.append(kernel.fn.__name__)
         launch(kernel, *args, **kwargs)
 
-    for module in (_matmul, _matmul_gated):
+    for module in (matmul, matmul_gated):
         monkeypatch.setattr(module, "launch", spy)
     return names
 
@@ -174,7 +176,7 @@ def test_epilogue_of_a_product_made_elsewhere(save_pre: bool, with_bias: bool) -
     product, bias = torch.randn(37, 29), torch.randn(58)[::2] if with_bias else None
     pre = product + bias if bias is not None else product.clone()
     y = torch.full_like(product, float("nan")) if save_pre else product
-    _matmul.matmul_epilogue(product, bias, y, "gelu")
+    matmul.matmul_epilogue(product, bias, y, "gelu")
     torch.testing.assert_close(y, torch.nn.functional.gelu(pre))
     if save_pre:
         torch.testing.assert_close(product, pre)
@@ -197,7 +199,7 @@ def test_warp_specialisation_that_does_not_compile_is_dropped_and_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[bool] = []
-    launch = _matmul.launch
+    launch = matmul.launch
 
     def failing(*args: Any, **kwargs: Any) -> None:
         if "WARP_SPECIALIZE" in kwargs:
@@ -206,8 +208,8 @@ def test_warp_specialisation_that_does_not_compile_is_dropped_and_said_once(
                 raise RuntimeError("\nPassManager::run failed\nmodule {\n")
         launch(*args, **kwargs)
 
-    monkeypatch.setattr(_matmul, "launch", failing)
-    monkeypatch.setattr(_matmul, "_no_warp_specialization", set())
+    monkeypatch.setattr(matmul, "launch", failing)
+    monkeypatch.setattr(matmul, "_no_warp_specialization", set())
     x, w = torch.randn(72, 40).half(), torch.randn(24, 40).half()
     with forced_config(CONFIGS["tma_warp_specialized"]), ContractMode() as mode:
         fused_linear(x, w, None, "gelu")
@@ -239,11 +241,11 @@ def test_allocator_is_set_in_every_thread() -> None:
 
     def work() -> None:
         seen.append(_allocation._allocator.get())
-        _scratch.ensure_allocator()
+        scratch.ensure_allocator()
         seen.append(_allocation._allocator.get())
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     assert isinstance(seen[0], _allocation.NullAllocator)
-    assert seen[1] is _scratch.scratch
+    assert seen[1] is scratch.scratch

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fused_ops import _matmul_plan, fused_gated_linear, fused_linear, fused_mlp, mlp
-from fused_ops._launch import INTERPRETER_SMS
-from fused_ops.gated_linear import gated_linear_plain
-from fused_ops.kernels.linear_bwd import ACT_BWD_BLOCK_N
-from fused_ops.linear import linear_plain
-from fused_ops.mlp import mlp_plain
+from fused_ops import fused_gated_linear, fused_linear, fused_mlp
+from fused_ops._runtime.device import INTERPRETER_SMS
+from fused_ops.kernels.linear.linear_bwd import ACT_BWD_BLOCK_N
+from fused_ops.ops.linear import matmul_plan
+from fused_ops.ops.linear import mlp as mlp_module
+from fused_ops.ops.linear.gated_linear_reference import gated_linear_eager
+from fused_ops.ops.linear.linear_reference import linear_eager
+from fused_ops.ops.linear.mlp_reference import mlp_eager
 from tests.memory import peak_of
 
 M, K, H = 768, 96, 384
@@ -57,8 +59,8 @@ def test_mlp(activation: str) -> None:
     """At most eager's, but for one bias gradient that eager computes later; with recompute one hidden tensor less than
     both eager's and checkpoint's, which computes again all that it dropped before the backward begins."""
     tensors = _mlp_leaves()
-    eager = _peak(lambda *t: mlp_plain(*t, activation), tensors)
-    again = _peak(lambda *t: checkpoint(mlp_plain, *t, activation, use_reentrant=False), tensors)
+    eager = _peak(lambda *t: mlp_eager(*t, activation), tensors)
+    again = _peak(lambda *t: checkpoint(mlp_eager, *t, activation, use_reentrant=False), tensors)
     ours = _peak(lambda *t: fused_mlp(*t, activation), tensors)
     recompute = _peak(lambda *t: fused_mlp(*t, activation, recompute=True), tensors)
     _said(f"fused_mlp {activation}", eager=eager, checkpoint=again, ours=ours, recompute=recompute)
@@ -71,7 +73,7 @@ def test_mlp(activation: str) -> None:
 def test_linear(activation: str | None) -> None:
     """At most eager's, but for the bounded partial sums of the bias's gradient, made in the activation's kernel."""
     tensors = _leaves((M, K), (H, K), (H,))
-    eager = _peak(lambda *t: linear_plain(*t, activation), tensors)
+    eager = _peak(lambda *t: linear_eager(*t, activation), tensors)
     ours = _peak(lambda *t: fused_linear(*t, activation), tensors)
     _said(f"fused_linear {activation}", eager=eager, ours=ours)
     assert HIDDEN < ours <= eager + BIAS + (0 if activation is None else PARTIAL_SUMS)
@@ -79,7 +81,7 @@ def test_linear(activation: str | None) -> None:
 
 def test_gated_linear() -> None:
     tensors = _leaves((M, K), (H, K), (H, K), (H,), (H,))
-    eager = _peak(lambda x, g, u, *b: gated_linear_plain(x, g, u, "silu", *b), tensors)
+    eager = _peak(lambda x, g, u, *b: gated_linear_eager(x, g, u, "silu", *b), tensors)
     ours = _peak(lambda x, g, u, *b: fused_gated_linear(x, g, u, "silu", *b), tensors)
     _said("fused_gated_linear", eager=eager, ours=ours)
     assert 5 * HIDDEN < ours <= eager - 0.4 * HIDDEN
@@ -91,15 +93,15 @@ def test_mlp_in_fp32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     dy = torch.randn(M, K)
     usual = torch.autograd.grad(fused_mlp(*tensors), tensors, dy)
     calls: list[bool] = []
-    monkeypatch.setattr(mlp, "fp32_on_cublas", lambda t: not calls.append(True))
+    monkeypatch.setattr(mlp_module, "fp32_on_cublas", lambda t: not calls.append(True))
     for ours, theirs in zip(torch.autograd.grad(fused_mlp(*tensors), tensors, dy), usual):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
-    assert _peak(fused_mlp, tensors) <= _peak(mlp_plain, tensors) + 2 * BIAS + PARTIAL_SUMS
+    assert _peak(fused_mlp, tensors) <= _peak(mlp_eager, tensors) + 2 * BIAS + PARTIAL_SUMS
     assert calls
 
 
 def test_fp32_is_cublas_s_on_a_gpu_only() -> None:
-    assert not _matmul_plan.fp32_on_cublas(torch.randn(2, 2))
+    assert not matmul_plan.fp32_on_cublas(torch.randn(2, 2))
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -13,8 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import REGISTRY, _cluster, _launch, _tune, _tune_measure, fused_layernorm
-from fused_ops._launch import forget_plans
+from fused_ops import REGISTRY, fused_layernorm
+from fused_ops._runtime import clusters, tables
+from fused_ops._runtime import launch as launch_module
+from fused_ops._runtime.plans import forget_plans
+from fused_ops._tools import tune_measure
 from fused_ops.kernels import rows
 from fused_ops.kernels.config import RowConfig
 from fused_ops.testing import ContractMode, assert_within_contract
@@ -40,7 +43,7 @@ def _launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         launched.append((kernel.__name__, kwargs.get("num_ctas", 1)))
         return False
 
-    monkeypatch.setattr(_launch, "_recorder", spy)
+    monkeypatch.setattr(launch_module, "_recorder", spy)
     return launched
 
 
@@ -61,7 +64,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str, RowCo
         ctas.clear()
         ctas.add(config.num_ctas)
         monkeypatch.setattr(module, chooser, lambda *_: config)
-        monkeypatch.setattr(_launch, "_recorder", spy)
+        monkeypatch.setattr(launch_module, "_recorder", spy)
         return launched
 
     yield force
@@ -108,7 +111,7 @@ SOFTMAX_CASES = [
 @pytest.mark.parametrize(("variant", "layout", "dtype"), SOFTMAX_CASES)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_softmax_forward(force: Any, variant: str, layout: str, dtype: torch.dtype) -> None:
-    from fused_ops.kernels import softmax
+    from fused_ops.kernels.softmax import softmax
 
     x = _layouts(dtype)[layout]
     launched = force(softmax, "softmax_fwd_config", SOFTMAX_CONFIGS[variant])
@@ -120,7 +123,7 @@ def test_softmax_forward(force: Any, variant: str, layout: str, dtype: torch.dty
 @pytest.mark.parametrize(("variant", "layout", "dtype"), SOFTMAX_CASES)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_softmax_backward(force: Any, variant: str, layout: str, dtype: torch.dtype) -> None:
-    from fused_ops.kernels import softmax
+    from fused_ops.kernels.softmax import softmax
 
     dy = _layouts(dtype)[layout]
     if layout == "special":
@@ -134,7 +137,7 @@ def test_softmax_backward(force: Any, variant: str, layout: str, dtype: torch.dt
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_softmax_to_another_dtype(force: Any, dtype: torch.dtype) -> None:
-    from fused_ops.kernels import softmax
+    from fused_ops.kernels.softmax import softmax
 
     other = torch.bfloat16 if dtype is torch.float32 else torch.float32
     for variant in ("tile", "chunked", "cluster"):
@@ -161,7 +164,7 @@ LAYER_NORM_CASES = [
 @pytest.mark.parametrize(("variant", "layout", "dtype"), LAYER_NORM_CASES)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_layer_norm(force: Any, variant: str, layout: str, dtype: torch.dtype) -> None:
-    from fused_ops.kernels import layer_norm, layer_norm_bwd
+    from fused_ops.kernels.norm import layer_norm, layer_norm_bwd
 
     config = LAYER_NORM_CONFIGS[variant]
     x = _layouts(dtype)[layout] + 3
@@ -185,7 +188,7 @@ def test_layer_norm(force: Any, variant: str, layout: str, dtype: torch.dtype) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_layer_norm_clusters(force: Any, layout: str, dtype: torch.dtype) -> None:
-    from fused_ops.kernels import layer_norm
+    from fused_ops.kernels.norm import layer_norm
 
     x = _layouts(dtype)[layout] + 3
     w, b = torch.randn(2, x.shape[1]).to(dtype)
@@ -204,7 +207,7 @@ def test_layer_norm_clusters(force: Any, layout: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("M", [1, 7, 8, 75])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_layer_norm_of_rows_that_start_anywhere(force: Any, variant: str, N: int, M: int) -> None:
-    from fused_ops.kernels import layer_norm
+    from fused_ops.kernels.norm import layer_norm
 
     force(layer_norm, "layer_norm_fwd_config", LAYER_NORM_CONFIGS[variant])
     x = (torch.randn(M, N) + 100).half()
@@ -218,7 +221,7 @@ def test_layer_norm_of_rows_that_start_anywhere(force: Any, variant: str, N: int
 @pytest.mark.parametrize("variant", LAYER_NORM_CONFIGS)
 @pytest.mark.parametrize("needs", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)], ids=str)
 def test_layer_norm_backward_of_what_is_needed(force: Any, variant: str, needs: tuple[int, int, int]) -> None:
-    from fused_ops.kernels import layer_norm_bwd
+    from fused_ops.kernels.norm import layer_norm_bwd
 
     force(layer_norm_bwd, "layer_norm_bwd_config", LAYER_NORM_CONFIGS[variant])
     x, dy = torch.randn(2, 21, 130)
@@ -242,8 +245,8 @@ def test_clusters_are_chosen_by_request_where_they_can_run(
     monkeypatch: pytest.MonkeyPatch, wanted: bool, triton: tuple[int, int], kernels: list[str], ctas: list[int]
 ) -> None:
     launched = _launches(monkeypatch)
-    monkeypatch.setattr(_cluster, "WANTED", wanted)
-    monkeypatch.setattr(_cluster, "_triton", lambda: triton)
+    monkeypatch.setattr(clusters, "WANTED", wanted)
+    monkeypatch.setattr(clusters, "_triton", lambda: triton)
     forget_plans()
     x = torch.randn(2, 128256)
     x[0, 16032:] = -INF  # all parts but the first
@@ -261,8 +264,8 @@ def test_clusters_are_chosen_by_request_where_they_can_run(
 @pytest.mark.usefixtures("poisoned_memory")
 def test_layer_norm_clusters_are_chosen_by_request(monkeypatch: pytest.MonkeyPatch, N: int, wanted: bool, kernel: str) -> None:
     launched = _launches(monkeypatch)
-    monkeypatch.setattr(_cluster, "WANTED", wanted)
-    monkeypatch.setattr(_cluster, "_triton", lambda: (3, 8))
+    monkeypatch.setattr(clusters, "WANTED", wanted)
+    monkeypatch.setattr(clusters, "_triton", lambda: (3, 8))
     forget_plans()
     w, b = torch.randn(2, N)
     with ContractMode():
@@ -325,7 +328,7 @@ def _in_a_child(function: Callable[[], None]) -> int:
 @pytest.mark.parametrize("variant", SOFTMAX_CONFIGS)
 @pytest.mark.parametrize("N", [197, 200, 255])
 def test_softmax_reads_nothing_outside_its_input(force: Any, variant: str, N: int) -> None:
-    from fused_ops.kernels import softmax
+    from fused_ops.kernels.softmax import softmax
 
     force(softmax, "softmax_fwd_config", SOFTMAX_CONFIGS[variant])
     force(softmax, "softmax_bwd_config", SOFTMAX_CONFIGS[variant])
@@ -349,7 +352,7 @@ def test_softmax_reads_nothing_outside_its_input(force: Any, variant: str, N: in
 def test_layer_norm_touches_nothing_outside_its_tensors(
     force: Any, monkeypatch: pytest.MonkeyPatch, variant: str, N: int
 ) -> None:
-    from fused_ops.kernels import layer_norm, layer_norm_bwd
+    from fused_ops.kernels.norm import layer_norm, layer_norm_bwd
 
     force(layer_norm, "layer_norm_fwd_config", LAYER_NORM_CONFIGS[variant])
     force(layer_norm_bwd, "layer_norm_bwd_config", LAYER_NORM_CONFIGS[variant])
@@ -369,7 +372,7 @@ def test_layer_norm_touches_nothing_outside_its_tensors(
                 a.copy_(copy)
         return True
 
-    monkeypatch.setattr(_launch, "_recorder", launch)
+    monkeypatch.setattr(launch_module, "_recorder", launch)
 
     def run() -> None:
         x, dy = torch.randn(2, 13, N).half()
@@ -390,13 +393,13 @@ def test_the_guard_page_catches_a_read_past_the_end() -> None:
     assert _in_a_child(lambda: ctypes.string_at(x.data_ptr(), 40)) == 0
 
 
-@pytest.mark.parametrize("kernel", _tune.KERNELS)
+@pytest.mark.parametrize("kernel", tables.KERNELS)
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_tuning_measures_what_it_forces_and_refuses_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, kernel: str, itemsize: int
 ) -> None:
-    key = _tune.Key(kernel, 4, 2056, itemsize)
+    key = tables.Key(kernel, 4, 2056, itemsize)
     config = RowConfig(1, 4096, 8)
     other = RowConfig(1, 1024, 8, "chunked")
     cluster = RowConfig(1, 4096, 8, num_ctas=4)
@@ -406,13 +409,13 @@ def test_tuning_measures_what_it_forces_and_refuses_what_is_wrong(
         launched.append(kwargs)
         return False
 
-    monkeypatch.setattr(_launch, "_recorder", spy)
-    for wanted in (config, other, cluster) if kernel in _cluster.CLUSTERED else (config, other):
+    monkeypatch.setattr(launch_module, "_recorder", spy)
+    for wanted in (config, other, cluster) if kernel in clusters.CLUSTERED else (config, other):
         launched.clear()
-        assert _tune_measure.measure(key, wanted, "cpu", lambda call: (call(), 0.002)[1]) == 2.0
+        assert tune_measure.measure(key, wanted, "cpu", lambda call: (call(), 0.002)[1]) == 2.0
         seen = {(k["BLOCK_N"], k["num_warps"], k.get("num_ctas", 1)) for k in launched if "VEC" in k}
         assert seen == {(wanted.block_n, 8, wanted.num_ctas)}
-    monkeypatch.setattr(_launch, "_recorder", lambda *_: True)  # outputs stay as they were
+    monkeypatch.setattr(launch_module, "_recorder", lambda *_: True)  # outputs stay as they were
     with pytest.raises(AssertionError, match=kernel):
-        _tune_measure.measure(key, config, "cpu", lambda call: 0.0)
-    assert not _tune._forced
+        tune_measure.measure(key, config, "cpu", lambda call: 0.0)
+    assert not tables._forced

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bench import sanitize
-from fused_ops import _cluster
-from fused_ops._launch import recorded
-from fused_ops._spec import FORWARD_ONLY, REGISTRY
+from fused_ops._runtime import clusters
+from fused_ops._runtime.launch import recorded
+from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY
 from fused_ops.kernels.config import CLUSTER_TRITON
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
@@ -21,7 +21,7 @@ KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 def launched() -> set[str]:
     """The kernels that the subset launches, with configurations for sm_90 and the newest Triton; none is run."""
     with pytest.MonkeyPatch.context() as patch, recorded() as launches:
-        patch.setattr(_cluster, "_triton", lambda: CLUSTER_TRITON)
+        patch.setattr(clusters, "_triton", lambda: CLUSTER_TRITON)
         calls = sanitize.run("cpu", (torch.bfloat16, torch.float32))
     assert 2 * len(REGISTRY | FORWARD_ONLY) < calls <= 90  # it is slow there
     return {kernel.fn.__name__ for kernel, _, _ in launches}
@@ -30,7 +30,8 @@ def launched() -> set[str]:
 def _families() -> dict[str, set[str]]:
     """Kernel file -> the kernels in it."""
     files = {
-        path.stem: set(re.findall(r"^def ([a-z]\w*_kernel)\(", path.read_text(), re.MULTILINE)) for path in KERNELS.glob("*.py")
+        path.stem: set(re.findall(r"^def ([a-z]\w*_kernel)\(", path.read_text(), re.MULTILINE))
+        for path in KERNELS.rglob("*.py")
     }
     return {name: kernels for name, kernels in files.items() if kernels}
 

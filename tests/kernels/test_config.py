@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fused_ops._tune import Key, check_config
-from fused_ops.kernels import layer_norm, layer_norm_bwd, layer_norm_cluster, softmax, softmax_inner
+from fused_ops._runtime.tables import Key, check_config
 from fused_ops.kernels.config import CLUSTER_TRITON, cdiv, has_clusters, next_power_of_2
+from fused_ops.kernels.norm import layer_norm, layer_norm_bwd, layer_norm_cluster
+from fused_ops.kernels.softmax import softmax, softmax_inner
 
 CHOOSERS: dict[str, Callable[..., Any]] = {
     "softmax_fwd": softmax.softmax_fwd_config,

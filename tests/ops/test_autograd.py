@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from fused_ops import REGISTRY, fused_layernorm, fused_linear, fused_softmax
-from fused_ops._spec import OpSpec
-from fused_ops.linear import ACTIVATIONS
+from fused_ops._torch.spec import OpSpec
+from fused_ops.ops.linear.activations import ACTIVATIONS
 from fused_ops.testing import ContractMode
 
 SPECS = [pytest.param(spec, id=name) for name, spec in REGISTRY.items()]

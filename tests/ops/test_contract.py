@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fused_ops import REGISTRY, _spec
+from fused_ops import REGISTRY
+from fused_ops._runtime import settings
 from fused_ops.testing import contract_error
 from tests.contract import cases, hold_to_contract, sample_of
 
-pytestmark = pytest.mark.skipif(_spec.INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
+pytestmark = pytest.mark.skipif(settings.INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
 
 
 @pytest.mark.parametrize(("name", "dtype", "index"), cases([torch.float32, torch.float64]))

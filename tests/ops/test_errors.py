@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fused_ops import REGISTRY
-from fused_ops._spec import ErrorSample, OpSpec
+from fused_ops._torch.spec import ErrorSample, OpSpec
 from fused_ops.testing import ContractMode
 
 

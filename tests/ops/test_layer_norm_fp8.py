@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_ops import _spec, fused_layernorm_fp8, fused_linear_fp8
-from fused_ops._cases.linear_fp8 import quantise
-from fused_ops._spec import FORWARD_ONLY
+from fused_ops import fused_layernorm_fp8, fused_linear_fp8
+from fused_ops._runtime import settings
+from fused_ops._torch.spec import FORWARD_ONLY
+from fused_ops.ops.linear.cases.linear_fp8 import quantise
 from fused_ops.testing import ContractMode, contract_error
 
 SPEC = FORWARD_ONLY["layer_norm_fp8"]
-aten_mode = pytest.mark.skipif(_spec.INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
+aten_mode = pytest.mark.skipif(settings.INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
 
 
 @aten_mode
@@ -77,7 +78,7 @@ def test_feeds_an_fp8_product(dtype: torch.dtype) -> None:
     assert (error <= allowed).all()
     assert error.max() > 0.02 * allowed.max()  # the bound is of the error's size
     assert out.shape == (37, 24)
-    three = fused_linear_fp8(q.view(1, 37, 96), weight, scale.view(1, 37), weight_scale)  # as any x and x_scale
+    three = fused_linear_fp8(q.view(1, 37, 96), weight, scale.view(1, 37), weight_scale)  # as any input and input_scale
     torch.testing.assert_close(three[0].float(), out, atol=1e-2, rtol=1e-2)
 
 

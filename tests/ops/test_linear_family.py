@@ -14,16 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from fused_ops import _matmul_plan, _scratch, _spec, fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
-from fused_ops._activations import ACTIVATIONS
-from fused_ops._spec import FORWARD_ONLY, Expected
-from fused_ops.gated_linear import gated_linear_plain
-from fused_ops.kernels.linear_config import linear_config
-from fused_ops.linear import linear_plain
-from fused_ops.mlp import mlp_plain
+from fused_ops import fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
+from fused_ops._runtime import scratch
+from fused_ops._runtime import settings as settings_module
+from fused_ops._torch.spec import FORWARD_ONLY, Expected
+from fused_ops.kernels.linear.linear_config import linear_config
+from fused_ops.ops.linear import matmul_plan
+from fused_ops.ops.linear.activations import ACTIVATIONS
+from fused_ops.ops.linear.gated_linear_reference import gated_linear_eager
+from fused_ops.ops.linear.linear_reference import linear_eager
+from fused_ops.ops.linear.mlp_reference import mlp_eager
 from fused_ops.testing import ContractMode, contract_error
 
-pytestmark = pytest.mark.skipif(_spec.INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
+pytestmark = pytest.mark.skipif(settings_module.INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
 NAMES = [None, *(name for name in ACTIVATIONS if name != "none")]
 
 
@@ -51,17 +54,17 @@ def test_mlp_gradients(activation: str | None, recompute: bool) -> None:
 
 
 FAMILIES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
-    "linear": (lambda *t: fused_linear(*t, "gelu"), lambda *t: linear_plain(*t, "gelu"), [(4, 3), (5, 3), (5,)]),
-    "linear_relu": (lambda *t: fused_linear(*t, "relu"), lambda *t: linear_plain(*t, "relu"), [(4, 3), (5, 3), (5,)]),
-    "linear_bare": (fused_linear, linear_plain, [(4, 3), (5, 3), (5,)]),
+    "linear": (lambda *t: fused_linear(*t, "gelu"), lambda *t: linear_eager(*t, "gelu"), [(4, 3), (5, 3), (5,)]),
+    "linear_relu": (lambda *t: fused_linear(*t, "relu"), lambda *t: linear_eager(*t, "relu"), [(4, 3), (5, 3), (5,)]),
+    "linear_bare": (fused_linear, linear_eager, [(4, 3), (5, 3), (5,)]),
     "gated_linear": (
         lambda x, g, u, bg, bu: fused_gated_linear(x, g, u, "silu", bg, bu),
-        lambda x, g, u, bg, bu: gated_linear_plain(x, g, u, "silu", bg, bu),
+        lambda x, g, u, bg, bu: gated_linear_eager(x, g, u, "silu", bg, bu),
         [(4, 3), (5, 3), (5, 3), (5,), (5,)],
     ),
-    "mlp": (fused_mlp, mlp_plain, [(4, 3), (5, 3), (5,), (2, 5), (2,)]),
-    "mlp_recompute": (lambda *t: fused_mlp(*t, recompute=True), mlp_plain, [(4, 3), (5, 3), (5,), (2, 5), (2,)]),
-    "mlp_relu": (lambda *t: fused_mlp(*t, "relu"), lambda *t: mlp_plain(*t, "relu"), [(4, 3), (5, 3), (5,), (2, 5), (2,)]),
+    "mlp": (fused_mlp, mlp_eager, [(4, 3), (5, 3), (5,), (2, 5), (2,)]),
+    "mlp_recompute": (lambda *t: fused_mlp(*t, recompute=True), mlp_eager, [(4, 3), (5, 3), (5,), (2, 5), (2,)]),
+    "mlp_relu": (lambda *t: fused_mlp(*t, "relu"), lambda *t: mlp_eager(*t, "relu"), [(4, 3), (5, 3), (5,), (2, 5), (2,)]),
 }
 
 
@@ -121,7 +124,7 @@ def test_linear_keeps_no_more_than_eager(activation: str | None, frozen: bool) -
     """Frozen weights (LoRA, prompt tuning) keep the pre-activation only, and nothing where there is no activation."""
     tensors = _inputs((M, K), (H, K), (H,), frozen=frozen)
     ours = _kept(lambda *t: fused_linear(*t, activation), tensors)
-    assert ours <= _kept(lambda *t: linear_plain(*t, activation), tensors)
+    assert ours <= _kept(lambda *t: linear_eager(*t, activation), tensors)
     assert ours == (0 if activation is None else ACT_BYTES) + (0 if frozen else X_BYTES)
 
 
@@ -129,18 +132,18 @@ def test_linear_keeps_no_more_than_eager(activation: str | None, frozen: bool) -
 def test_gated_linear_keeps_less_than_eager(frozen: bool) -> None:
     tensors = _inputs((M, K), (H, K), (H, K), frozen=frozen)
     assert _kept(fused_gated_linear, tensors) == 2 * ACT_BYTES + (0 if frozen else X_BYTES)
-    assert _kept(gated_linear_plain, tensors) == 3 * ACT_BYTES + (0 if frozen else X_BYTES)
+    assert _kept(gated_linear_eager, tensors) == 3 * ACT_BYTES + (0 if frozen else X_BYTES)
 
 
 def test_mlp_keeps_what_it_says() -> None:
     """gelu: eager keeps x, the pre-activation and the activation; recompute drops the last; relu needs the last alone."""
     tensors = _inputs((M, K), (H, K), (H,), (N, H), (N,))
-    assert _kept(mlp_plain, tensors) == X_BYTES + 2 * ACT_BYTES
+    assert _kept(mlp_eager, tensors) == X_BYTES + 2 * ACT_BYTES
     assert _kept(fused_mlp, tensors) == X_BYTES + 2 * ACT_BYTES
     assert _kept(lambda *t: fused_mlp(*t, recompute=True), tensors) == X_BYTES + ACT_BYTES
     assert _kept(lambda *t: fused_mlp(*t, "relu"), tensors) == X_BYTES + ACT_BYTES
     frozen = _inputs((M, K), (H, K), (H,), (N, H), (N,), frozen=True)
-    assert _kept(fused_mlp, frozen) == _kept(mlp_plain, frozen) == ACT_BYTES
+    assert _kept(fused_mlp, frozen) == _kept(mlp_eager, frozen) == ACT_BYTES
 
 
 def test_hidden_layer_is_freed_when_recomputed() -> None:
@@ -255,7 +258,7 @@ def test_shared_memory_of_every_tile_fits() -> None:
 
 
 def test_plan_says_why() -> None:
-    plan = _matmul_plan.linear_plan(torch.randn(100, 64).half(), torch.randn(64, 64).half(), "gelu")
+    plan = matmul_plan.linear_plan(torch.randn(100, 64).half(), torch.randn(64, 64).half(), "gelu")
     assert plan.backend == "triton"
     assert plan.config is not None
     assert "epilogue" in plan.reason
@@ -280,7 +283,9 @@ def test_plan_says_why() -> None:
 def test_tf32_follows_torch(settings: list[str], expected: str) -> None:
     """In processes of their own: mixing the old setting and the new is an error in torch, and they are global."""
     ask = "print(precision_of(torch.float32, True)); assert precision_of(torch.float16, True) == 'ieee'"
-    code = "; ".join(["import torch", "from fused_ops._matmul_plan import precision_of", *(f"{s}; {ask}" for s in settings)])
+    code = "; ".join(
+        ["import torch", "from fused_ops.ops.linear.matmul_plan import precision_of", *(f"{s}; {ask}" for s in settings)]
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert " ".join(out.split()) == expected
 
@@ -291,16 +296,16 @@ def test_scratch_is_kept_by_stream_and_never_shared_with_a_graph(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.setattr(torch, "empty", lambda *a, device=None, **kw: empty(*a, **kw))
-    monkeypatch.setattr(_scratch, "_buffers", {})
-    first = _scratch.scratch(1000, 128, 7)
-    assert _scratch.scratch(2000, 128, 7) is first
-    assert _scratch.scratch(1000, 128, 8) is not first
-    larger = _scratch.scratch(10 * _scratch.LEAST_BYTES, 128, 7)
-    assert larger.numel() == 10 * _scratch.LEAST_BYTES
+    monkeypatch.setattr(scratch, "_buffers", {})
+    first = scratch.scratch(1000, 128, 7)
+    assert scratch.scratch(2000, 128, 7) is first
+    assert scratch.scratch(1000, 128, 8) is not first
+    larger = scratch.scratch(10 * scratch.LEAST_BYTES, 128, 7)
+    assert larger.numel() == 10 * scratch.LEAST_BYTES
     capturing = True
-    captured = _scratch.scratch(1000, 128, 7)
+    captured = scratch.scratch(1000, 128, 7)
     assert captured is not larger
-    assert _scratch.scratch(1000, 128, 7) is not captured
+    assert scratch.scratch(1000, 128, 7) is not captured
 
 
 @pytest.mark.parametrize("family", ["linear", "linear_relu", "gated_linear", "mlp", "mlp_recompute", "mlp_relu"])

@@ -9,7 +9,8 @@ import torch
 
 import fused_ops
 from fused_ops import REGISTRY
-from fused_ops._spec import ErrorSample, OpSpec, Sample, decompositions, define
+from fused_ops._torch.library import decompositions, define
+from fused_ops._torch.spec import ErrorSample, OpSpec, Sample
 
 SPECS = [pytest.param(spec, id=name) for name, spec in REGISTRY.items()]
 

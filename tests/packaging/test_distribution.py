@@ -41,7 +41,7 @@ def test_wheel_holds_every_source_as_a_real_file(built: str, request: pytest.Fix
             if folder == "fused_ops" and relative.split("/")[0] in ("kernels", "export"):
                 continue
             expected[f"{home}/{relative}"] = path.read_bytes()
-    assert {"fused_ops/__init__.py", "fused_ops/kernels/softmax.py", "fused_ops/export/__init__.py"} <= expected.keys()
+    assert {"fused_ops/__init__.py", "fused_ops/kernels/softmax/softmax.py", "fused_ops/export/__init__.py"} <= expected.keys()
     with zipfile.ZipFile(wheel) as archive:
         shipped = {name: archive.read(name) for name in members if name.endswith(".py")}
     assert sorted(shipped) == sorted(expected)
@@ -102,7 +102,7 @@ import torch, sys
 from fused_ops import fused_layernorm
 x = torch.randn(3, 37)
 torch.testing.assert_close(fused_layernorm(x, [37]), torch.nn.functional.layer_norm(x, [37]))
-print(sys.modules["fused_ops.kernels.layer_norm"].__file__)
+print(sys.modules["fused_ops.kernels.norm.layer_norm"].__file__)
 """
     out = checked(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(installed), TRITON_INTERPRET="1")
-    assert Path(out.strip()).resolve() == (installed / "fused_ops" / "kernels" / "layer_norm.py").resolve()
+    assert Path(out.strip()).resolve() == (installed / "fused_ops" / "kernels" / "norm" / "layer_norm.py").resolve()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import fused_ops
-from fused_ops._spec import FORWARD_ONLY, REGISTRY
-from fused_ops.linear import ACTIVATIONS
+from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY
+from fused_ops.ops.linear.activations import ACTIVATIONS
 from tests.packaging.conftest import ROOT, checked
 
 README = (ROOT / "README.md").read_text()

@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fused_ops import _launch
-from fused_ops._spec import FORWARD_ONLY, REGISTRY
-
-from . import hopper, warp  # noqa: F401  (they register instructions)
-from .machine import Code, Machine
-from .memory import Global, Traffic
-from .text import Parser
+from fused_ops._runtime import device as device_module
+from fused_ops._runtime import launch, plans
+from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY
+from tests.ptx import hopper, warp  # noqa: F401  (they register instructions)
+from tests.ptx.machine import Code, Machine
+from tests.ptx.memory import Global, Traffic
+from tests.ptx.text import Parser
 
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float8_e4m3fn: "*fp8e4nv",
@@ -163,12 +163,12 @@ class _Launchers(TorchDispatchMode):
 def device(arch: int, sms: int = 4) -> Iterator[Device]:
     """While active, fused_ops runs its kernels on CPU tensors as compiled for arch, and chooses for it."""
     gpu = Device(arch)
-    before = _launch._recorder, _launch.INTERPRETER_CAPABILITY, _launch.INTERPRETER_SMS
-    _launch._recorder, _launch.INTERPRETER_CAPABILITY, _launch.INTERPRETER_SMS = gpu.run, divmod(arch, 10), sms
-    _launch.forget_plans()
+    before = launch._recorder, device_module.INTERPRETER_CAPABILITY, device_module.INTERPRETER_SMS
+    launch._recorder, device_module.INTERPRETER_CAPABILITY, device_module.INTERPRETER_SMS = gpu.run, divmod(arch, 10), sms
+    plans.forget_plans()
     try:
         with _Launchers():
             yield gpu
     finally:
-        _launch._recorder, _launch.INTERPRETER_CAPABILITY, _launch.INTERPRETER_SMS = before
-        _launch.forget_plans()
+        launch._recorder, device_module.INTERPRETER_CAPABILITY, device_module.INTERPRETER_SMS = before
+        plans.forget_plans()

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .arithmetic import TYPES
-from .machine import Code, Instruction, Machine, Step, UnsupportedError, handler
-from .memory import LANES, MemoryFaultError
-from .warp import LANE, by_warp, fragment, numbers, spread, whole_warps
+from tests.ptx.arithmetic import TYPES
+from tests.ptx.machine import Code, Instruction, Machine, Step, UnsupportedError, handler
+from tests.ptx.memory import LANES, MemoryFaultError
+from tests.ptx.warp import LANE, by_warp, fragment, numbers, spread, whole_warps
 
 ELEMENT_BYTES = {0: 1, 1: 2, 2: 4, 3: 4, 4: 8, 5: 8, 6: 2, 7: 4, 8: 4, 9: 8, 10: 2, 11: 4, 12: 4}  # by elemtype
 SWIZZLE_BITS = {0: 0, 1: 1, 2: 3, 3: 7}  # by a descriptor's swizzle_mode: how many 16-byte pieces change places, less one

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .arithmetic import TYPES, WIDER, arithmetic, comparison, convert, convert_pair
-from .memory import RANK_SHIFT, SHARED_BASE, Global, Shared
-from .text import Address, Instruction, Program, Register
+from tests.ptx.arithmetic import TYPES, WIDER, arithmetic, comparison, convert, convert_pair
+from tests.ptx.memory import RANK_SHIFT, SHARED_BASE, Global, Shared
+from tests.ptx.text import Address, Instruction, Program, Register
 
 STORAGE = {"pred": np.bool_, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64}
 SPACES = ("param", "global", "shared", "shared::cta", "shared::cluster")

@@ -12,12 +12,12 @@ import pytest
 import torch
 import triton
 
-from fused_ops import _cluster, fused_layernorm, fused_softmax
-from fused_ops._launch import forget_plans
+from fused_ops import fused_layernorm, fused_softmax
+from fused_ops._runtime import clusters as clusters_module
+from fused_ops._runtime.plans import forget_plans
 from fused_ops.testing import ContractMode
-
-from .device import altered, device
-from .memory import MemoryFaultError
+from tests.ptx.device import altered, device
+from tests.ptx.memory import MemoryFaultError
 
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 pytestmark = pytest.mark.skipif(VERSION < (3, 8), reason=f"Triton {triton.__version__} compiles no clusters, 3.8 does")
@@ -26,7 +26,7 @@ ROWS = 3
 
 @pytest.fixture(autouse=True)
 def _wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cluster, "WANTED", True)
+    monkeypatch.setattr(clusters_module, "WANTED", True)
     forget_plans()
 
 

@@ -16,19 +16,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import _matmul_plan, fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
-from fused_ops._compiled import Planned
-from fused_ops._matmul_plan import forced_config
-from fused_ops._spec import FORWARD_ONLY
-from fused_ops.kernels import linear_config
+from fused_ops import fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
+from fused_ops._runtime.compiled import Planned
+from fused_ops._torch.spec import FORWARD_ONLY
 from fused_ops.kernels.config import MatmulConfig
+from fused_ops.kernels.linear import linear_config
+from fused_ops.ops.linear import matmul_plan
+from fused_ops.ops.linear.matmul_plan import forced_config
 from fused_ops.testing import ContractMode
 from tests.contract import cases, hold_to_contract, sample_of
 
 if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
 
-from .device import Device, altered, device
+from tests.ptx.device import Device, altered, device
 
 ROWS = 5
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -204,7 +205,7 @@ def test_tf32_where_torch_allows_it(arch: int, monkeypatch: pytest.MonkeyPatch) 
     exact = torch.relu(x.double() @ w.double().t())
     errors = {}
     for precision in ("ieee", "tf32"):
-        monkeypatch.setattr(_matmul_plan, "precision_of", lambda *_, precision=precision: precision)
+        monkeypatch.setattr(matmul_plan, "precision_of", lambda *_, precision=precision: precision)
         with device(arch) as gpu:
             y = fused_linear(x, w, None, "relu")
         assert ("tf32" in gpu.launches[0].compiled.asm["ptx"]) == (precision == "tf32")
@@ -242,17 +243,16 @@ def test_every_wait_of_the_persistent_kernel_is_needed(name: str) -> None:
 
 def test_a_kernel_that_writes_too_far_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher lies about N: the kernel reads and writes past the end."""
-    from fused_ops import softmax
+    from fused_ops.ops.softmax import softmax_launch
+    from tests.ptx.memory import MemoryFaultError
 
-    from .memory import MemoryFaultError
-
-    plan = softmax._fwd_plan
+    plan = softmax_launch._fwd_plan
 
     def wrong(*facts: Any) -> Planned:
         right = plan(*facts)
         return Planned(right.device, right.kernel, right.grid, (*right.sizes[:-1], right.sizes[-1] + 8), right.options)
 
-    monkeypatch.setattr(softmax, "_fwd_plan", wrong)
+    monkeypatch.setattr(softmax_launch, "_fwd_plan", wrong)
     with pytest.raises(MemoryFaultError, match="which has"), device(90):
         fused_softmax(rows(1000, BF16))
 

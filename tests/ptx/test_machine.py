@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from . import hopper, warp  # noqa: F401
-from .arithmetic import arithmetic, comparison, convert, convert_pair
-from .machine import Code, DeadlockError, Machine, UnsupportedError
-from .memory import Global, MemoryFaultError
-from .text import Parser
+from tests.ptx import hopper, warp  # noqa: F401
+from tests.ptx.arithmetic import arithmetic, comparison, convert, convert_pair
+from tests.ptx.machine import Code, DeadlockError, Machine, UnsupportedError
+from tests.ptx.memory import Global, MemoryFaultError
+from tests.ptx.text import Parser
 
 HEAD = """
 .version 8.7

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .arithmetic import TYPES
-from .machine import Code, Instruction, Machine, Step, UnsupportedError, handler
-from .memory import LANES, MemoryFaultError
+from tests.ptx.arithmetic import TYPES
+from tests.ptx.machine import Code, Instruction, Machine, Step, UnsupportedError, handler
+from tests.ptx.memory import LANES, MemoryFaultError
 
 LANE = np.arange(LANES)
 
@@ -189,7 +189,7 @@ def _copy(instruction: Instruction, code: Code) -> Step:
     if op[1] != "async":
         raise UnsupportedError(instruction.text)
     if op[2] == "bulk":
-        from .hopper import bulk
+        from tests.ptx.hopper import bulk
 
         return bulk(instruction, code)
     if op[2] == "commit_group":

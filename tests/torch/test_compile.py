@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fused_ops import compile_with_aten
-from fused_ops._compile import COMPILE_WITH_ATEN
-from fused_ops._spec import decompositions
+from fused_ops._torch.compile import COMPILE_WITH_ATEN
+from fused_ops._torch.library import decompositions
 from fused_ops.nn import FusedLayerNorm, FusedLinear, FusedSoftmax
 from tests.torch.calls import CALLS, Call, each_call, raw_operators
 
@@ -147,7 +147,7 @@ def test_aten_when_compiling_is_a_switch_for_each_op(call: Call) -> None:
 def test_the_switch_refuses_unknown_names_and_reads_the_environment() -> None:
     with pytest.raises(ValueError, match=r"compile_with_aten: ops: got 'layernorm', allowed: .*'layer_norm'"):
         compile_with_aten("layernorm")
-    code = "import fused_ops._compile as c; print(sorted(k for k, on in c.COMPILE_WITH_ATEN.items() if on))"
+    code = "import fused_ops._torch.compile as c; print(sorted(k for k, on in c.COMPILE_WITH_ATEN.items() if on))"
     for value, expected in (("softmax, linear", ["linear", "softmax"]), ("all", sorted(COMPILE_WITH_ATEN)), ("", [])):
         env = {"FUSED_OPS_COMPILE_WITH_ATEN": value, "PYTHONPATH": ":".join(sys.path)}
         done = subprocess.run([sys.executable, "-c", "import fused_ops;" + code], env=env, capture_output=True, text=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fused_ops import REGISTRY
-from fused_ops.distributed import ROLES
+from fused_ops._torch.sharding import ROLES
 
 CHECKS = {
     2: ("compiled", "operator", "what_needs_communication", "tensor_parallel", "fsdp2"),
@@ -58,11 +58,11 @@ def test_registered_only_when_used() -> None:
         "x = torch.randn(2, 4, requires_grad=True)\n"
         "fused_ops.fused_softmax(x).sum().backward()\n"
         "with torch.autograd.forward_ad.dual_level(): fused_ops.fused_softmax(x)\n"
-        "from fused_ops import distributed\n"
+        "from fused_ops._torch import sharding\n"
         "assert 'torch.distributed.tensor' not in sys.modules\n"
-        "assert distributed.register.cache_info().misses == 0\n"
+        "assert sharding.register.cache_info().misses == 0\n"
         "import torch.distributed.tensor\n"
         "with torch.autograd.forward_ad.dual_level(): fused_ops.fused_softmax(x)\n"
-        "assert distributed.register.cache_info().misses == 1\n"
+        "assert sharding.register.cache_info().misses == 1\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

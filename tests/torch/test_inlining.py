@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
-from fused_ops import _compile, _tune, fused_layernorm, fused_linear, fused_softmax
-from fused_ops._launch import launch
+from fused_ops import fused_layernorm, fused_linear, fused_softmax
+from fused_ops._runtime import settings, tables
+from fused_ops._runtime.launch import launch
+from fused_ops._torch import compile
 from fused_ops.kernels.config import RowConfig
 from tests.torch.calls import raw_operators
 
@@ -53,7 +55,7 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     driver = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
     monkeypatch.setattr(triton.runtime.driver, "_active", driver, raising=False)
-    monkeypatch.setattr(_compile, "_inlines", lambda types, args: True)
+    monkeypatch.setattr(compile, "_inlines", lambda types, args: True)
 
 
 def bf16(*shape: int) -> Tensor:
@@ -79,19 +81,19 @@ def test_the_graph_holds_kernels(function: Any, args: Any) -> None:
 @pytest.mark.usefixtures("_as_on_a_gpu")
 def test_a_cluster_stays_opaque() -> None:
     """torch takes no num_ctas into a graph: the operator is called, which launches the cluster itself."""
-    _tune.force("softmax_fwd", RowConfig(1, 128, 1, num_ctas=2))
+    tables.force("softmax_fwd", RowConfig(1, 128, 1, num_ctas=2))
     try:
         assert raw_operators(graph_of(fused_softmax, bf16(64, 128))) == {"fused_ops.softmax_fwd.default"}
     finally:
-        _tune.force("softmax_fwd", None)
+        tables.force("softmax_fwd", None)
 
 
 def test_off_unless_asked_for_and_never_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     x = bf16(4, 8)
     opaque = {"fused_ops.softmax_fwd.default"}
-    assert not _compile.INLINE
+    assert not settings.INLINE
     assert raw_operators(graph_of(fused_softmax, x)) == opaque
-    monkeypatch.setattr(_compile, "INLINE", True)
+    monkeypatch.setattr(settings, "INLINE", True)
     assert raw_operators(graph_of(fused_softmax, x)) == opaque
 
 
@@ -101,16 +103,16 @@ def test_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnGpu(Tensor):
         is_cuda = True  # type: ignore[assignment]
 
-    monkeypatch.setattr(_compile, "INLINE", True)
-    monkeypatch.setattr(_compile, "chosen", lambda _: ("triton", ""))
+    monkeypatch.setattr(settings, "INLINE", True)
+    monkeypatch.setattr(compile, "chosen", lambda _: ("triton", ""))
     x = bf16(4, 8).as_subclass(OnGpu)
-    assert _compile._inlines((Tensor,), (x, 1, None))
-    assert not _compile._inlines((OnGpu,), (x, 1, None))
-    assert not _compile._inlines((Tensor,), (x.double(), 1, None))
+    assert compile._inlines((Tensor,), (x, 1, None))
+    assert not compile._inlines((OnGpu,), (x, 1, None))
+    assert not compile._inlines((Tensor,), (x.double(), 1, None))
     with torch._functorch.config.patch(decompose_custom_triton_ops=False):
-        assert not _compile._inlines((Tensor,), (x, 1, None))
-    monkeypatch.setattr(_compile, "chosen", lambda _: ("aten", ""))
-    assert not _compile._inlines((Tensor,), (x, 1, None))
+        assert not compile._inlines((Tensor,), (x, 1, None))
+    monkeypatch.setattr(compile, "chosen", lambda _: ("aten", ""))
+    assert not compile._inlines((Tensor,), (x, 1, None))
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")
@@ -124,7 +126,7 @@ def test_a_launch_that_cannot_be_traced_stays_opaque(caplog: pytest.LogCaptureFi
     library.define("inline_test(Tensor x) -> Tensor")
     library.impl("inline_test", torch.clone, "CompositeExplicitAutograd")
     torch.library.register_fake("fused_ops::inline_test", torch.clone, lib=library)
-    _compile.register_inlining(library, "inline_test", fails)
+    compile.register_inlining(library, "inline_test", fails)
     with caplog.at_level("DEBUG", logger="fused_ops"):
         graph = graph_of(lambda x: torch.ops.fused_ops.inline_test(x), bf16(4, 8))
     assert raw_operators(graph) == {"fused_ops.inline_test.default"}

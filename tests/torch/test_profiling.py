@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fused_ops
 from fused_ops import REGISTRY, fused_linear
-from fused_ops.profiling import FORMULAS
+from fused_ops._torch.flops import FORMULAS
 from tests.torch.calls import Call, each_call
 
 

@@ -1,0 +1,1 @@
+"""ONNX: the export itself, its graph passes, lower precision, the translation table."""

@@ -1,0 +1,1 @@
+"""verify(): an artefact against the model it was made from."""

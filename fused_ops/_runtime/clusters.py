@@ -1,0 +1,56 @@
+"""Whether long rows run as clusters of programs: where the GPU and Triton can, for rows that no single program holds.
+
+FUSED_OPS_CLUSTER=0 keeps to chunks. A GPU that refuses a cluster, or a Triton that fails to compile one, runs none from then
+on. `fused-ops tune` tries clusters as it tries everything: what gives other numbers than the contract allows is dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from ..kernels.config import CLUSTER_CAPABILITIES, CLUSTER_TRITON, RowConfig, has_clusters
+from . import settings
+from .device import properties_of
+from .notices import warn_once
+from .plans import forget_plans
+
+CLUSTERED = ("softmax_fwd", "softmax_bwd", "layer_norm_fwd")  # the kernels that run as clusters
+_given_up: set[int] = set()
+
+
+@functools.cache
+def _triton() -> tuple[int, int]:
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def can_cluster(device: int) -> bool:
+    """Whether kernels compile and run as clusters on a GPU, by index, or for the interpreter, -1."""
+    return device not in _given_up and has_clusters(properties_of(device)[0], _triton())
+
+
+def give_up(device: int, error: Exception) -> None:
+    """Run no clusters on a GPU from now on, for it refused one; said once."""
+    _given_up.add(device)
+    forget_plans()
+    said = next(filter(None, str(error).splitlines()), "")
+    warn_once("clusters", f"GPU {device} runs none ({type(error).__name__}: {said[:200]}); long rows are read twice instead")
+
+
+def clusters_wanted(device: int) -> bool:
+    """Whether the choosers may take clusters on a GPU, by index, or for the interpreter, -1."""
+    return settings.CLUSTER and can_cluster(device)
+
+
+def check_cluster(kernel: str, config: RowConfig, clusters: bool) -> None:
+    """Raise ValueError unless config, a cluster, can launch kernel. clusters: whether the GPU and Triton run them."""
+    if not clusters:
+        gpus, (major, minor) = " or ".join(map(str, CLUSTER_CAPABILITIES)), CLUSTER_TRITON
+        raise ValueError(
+            f"num_ctas: got {config.num_ctas}, allowed: 1, for a cluster takes a GPU of compute capability {gpus} and"
+            f" Triton {major}.{minor} or later"
+        )
+    if kernel not in CLUSTERED or config.chunked or config.block_m != 1:
+        raise ValueError(f"num_ctas: a cluster takes one whole row of {', '.join(CLUSTERED)}; got {kernel} with {config}")

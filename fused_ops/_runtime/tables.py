@@ -1,0 +1,223 @@
+"""Measured configurations of the row kernels, over the chosen ones: shipped for a GPU, and a user's own from `fused-ops tune`.
+
+A table is a JSON file keyed on the GPU, Triton's version and a hash of the kernels' source. The shipped tables are
+fused_ops/configs/*.json, the user's is in a folder of the user cache that only the user can write. A table that is corrupt,
+foreign, or of another GPU, Triton or source is ignored; nothing is ever tuned inside a call.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import stat
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..kernels.config import CLUSTER_CTAS, RowConfig, next_power_of_2
+from . import clusters as clusters_module
+from .plans import forget_plans
+from .settings import user_folder
+
+_PACKAGE = Path(__file__).parents[1]
+KERNELS = ("softmax_fwd", "softmax_bwd", "layer_norm_fwd", "layer_norm_bwd")
+SOURCES = (
+    "config", "reduce", "rows", "norm/layer_norm", "norm/layer_norm_bwd", "norm/layer_norm_cluster", "softmax/softmax",
+    "softmax/softmax_cluster", "softmax/softmax_packed",
+)  # fmt: skip
+VARIANTS = {"one_pass": KERNELS, "chunked": KERNELS, "packed": ("softmax_fwd", "softmax_bwd")}
+MAX_COLUMNS = 65536  # of a block, of each program of a cluster
+LIMITS = {
+    "block_m": 4096, "block_n": MAX_COLUMNS * CLUSTER_CTAS, "num_warps": 32, "num_stages": 8, "num_ctas": CLUSTER_CTAS,
+}  # fmt: skip
+MAX_TILE = 1 << 20  # elements of one Triton tensor
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a configuration is for. M stands for every M up to it and above half of it."""
+
+    kernel: str
+    M: int
+    N: int
+    itemsize: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a table is for: the GPU's name, Triton's version, and the hash of the kernels' source.
+
+    clusters: whether this GPU and Triton run clusters. It follows from the others and is not in the table.
+    """
+
+    gpu: str
+    triton: str
+    source: str
+    clusters: bool = False
+
+    @property
+    def table_keys(self) -> dict[str, str]:
+        """What the table says of itself."""
+        return {"gpu": self.gpu, "triton": self.triton, "source": self.source}
+
+    @property
+    def file_name(self) -> str:
+        """A file name of its own."""
+        gpu = re.sub(r"[^a-z0-9]+", "_", self.gpu.lower()).strip("_")
+        return f"{gpu}-triton_{self.triton}-{self.source[:12]}.json"
+
+
+@functools.cache
+def source_hash() -> str:
+    """The hash of every kernel a configuration is for: after a change to one, its measurements say nothing."""
+    folder = _PACKAGE / "kernels"
+    return hashlib.sha256(b"\0".join((folder / f"{name}.py").read_bytes() for name in SOURCES)).hexdigest()
+
+
+@functools.cache
+def machine(device: int) -> Machine:
+    """The Machine of a CUDA device."""
+    import torch
+    import triton
+
+    clusters = clusters_module.can_cluster(device)
+    return Machine(torch.cuda.get_device_name(device), triton.__version__, source_hash(), clusters)
+
+
+def check_config(key: Key, config: RowConfig, clusters: bool = False) -> None:
+    """Raise ValueError unless config can launch the kernel of key: ranges, powers of two, and room for a row.
+
+    clusters: whether the GPU and Triton that config is for run clusters.
+    """
+    for name, value in asdict(config).items():
+        if name == "variant":
+            if value not in VARIANTS or key.kernel not in VARIANTS[value]:
+                raise ValueError(f"variant: got {value!r} for {key.kernel}")
+        elif type(value) is not int or not 1 <= value <= LIMITS[name] or value & (value - 1):
+            raise ValueError(f"{name}: got {value!r}, allowed: a power of two up to {LIMITS[name]}")
+    if config.variant == "packed" and (key.itemsize != 2 or config.block_m != 1):
+        raise ValueError(f"variant: packed rows are of 16-bit floats, one a program; got {key} and {config}")
+    if config.variant != "chunked" and config.block_n < key.N:
+        raise ValueError(f"block_n: got {config.block_n}, allowed: at least N = {key.N} unless chunked")
+    if config.num_ctas > 1:
+        clusters_module.check_cluster(key.kernel, config, clusters)
+    if config.block_n > MAX_COLUMNS * config.num_ctas:
+        raise ValueError(f"block_n: got {config.block_n}, allowed: up to {MAX_COLUMNS} for each of num_ctas")
+    if config.block_m * config.block_n > MAX_TILE:
+        raise ValueError(f"block_m * block_n: got {config.block_m * config.block_n}, allowed: up to {MAX_TILE}")
+
+
+def parse(text: str, owner: Machine) -> dict[Key, RowConfig]:
+    """The configurations of a table. Raises ValueError on anything but a table of owner with exactly the known keys."""
+    table = json.loads(text)
+    if type(table) is not dict or set(table) != {"gpu", "triton", "source", "entries"} or type(table["entries"]) is not list:
+        raise ValueError("not a table of configurations")
+    if {name: table[name] for name in owner.table_keys} != owner.table_keys:
+        raise ValueError("of another GPU, Triton version or kernel source")
+    configs: dict[Key, RowConfig] = {}
+    for entry in table["entries"]:
+        if type(entry) is not dict or set(entry) != {"kernel", "M", "N", "itemsize", "microseconds", "config"}:
+            raise ValueError(f"entry {entry!r}")
+        key = Key(*(entry[name] for name in ("kernel", "M", "N", "itemsize")))
+        sizes = (key.M, key.N, key.itemsize)
+        if key.kernel not in KERNELS or not all(type(n) is int and 0 < n < 2**31 for n in sizes) or key.M & (key.M - 1):
+            raise ValueError(f"entry {entry!r}")
+        if type(entry["config"]) is not dict or set(entry["config"]) != set(RowConfig.__dataclass_fields__):
+            raise ValueError(f"config {entry['config']!r}")
+        config = RowConfig(**entry["config"])
+        check_config(key, config, owner.clusters)
+        configs[key] = config
+    return configs
+
+
+def _require_own(path: Path) -> None:
+    """Raise ValueError unless the user owns path and nobody else can write it."""
+    if os.name == "posix":
+        info = path.lstat()
+        if stat.S_ISLNK(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise ValueError("not the user's own, or others may write it")
+
+
+def load(owner: Machine) -> dict[Key, RowConfig]:
+    """The configurations measured on owner: the shipped ones, and the user's over them."""
+    shipped = _load(_PACKAGE / "configs" / owner.file_name, owner, own=False)
+    return shipped | _load(user_folder() / owner.file_name, owner, own=True)
+
+
+def _load(path: Path, owner: Machine, own: bool) -> dict[Key, RowConfig]:
+    if not path.exists():
+        return {}
+    try:
+        if own:
+            _require_own(path.parent)
+            _require_own(path)
+        return parse(path.read_text(), owner)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        warnings.warn(f"fused_ops: {path} is ignored: {error}", stacklevel=3)
+        return {}
+
+
+def save(owner: Machine, entries: dict[Key, tuple[RowConfig, float]]) -> Path:
+    """Write the user's table, whole or not at all, in a folder that only the user can enter. Returns its path."""
+    folder = user_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _require_own(folder)
+    rows = [{**asdict(k), "microseconds": time, "config": asdict(config)} for k, (config, time) in entries.items()]
+    path = folder / owner.file_name
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
+        json.dump({**owner.table_keys, "entries": rows}, file, indent=1)
+    os.replace(file.name, path)
+    return path
+
+
+def saved(owner: Machine) -> dict[Key, tuple[RowConfig, float]]:
+    """The user's own table with its microseconds; empty where there is none that can be trusted."""
+    path = user_folder() / owner.file_name
+    if not path.exists():
+        return {}
+    try:
+        _require_own(path)
+        text = path.read_text()
+        configs = parse(text, owner)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    times = [float(entry["microseconds"]) for entry in json.loads(text)["entries"]]
+    return {key: (config, time) for (key, config), time in zip(configs.items(), times)}
+
+
+_tables: dict[int, dict[Key, RowConfig]] = {}
+_forced: dict[str, RowConfig] = {}
+
+
+def force(kernel: str, config: RowConfig | None) -> None:
+    """Let a kernel run with config wherever it can, or, with None, as it would again. For tuning and tests."""
+    _forced.pop(kernel, None)
+    if config is not None:
+        _forced[kernel] = config
+    forget_plans()
+
+
+def forget_tables() -> None:
+    """Let every table be read again, when a configuration is next asked for."""
+    _tables.clear()
+
+
+def measured(kernel: str, M: int, N: int, itemsize: int, device: int, packable: bool = False) -> RowConfig | None:
+    """The measured configuration of a kernel, or None where none was measured or it cannot run."""
+    config = _forced.get(kernel)
+    if config is None:
+        if device < 0:
+            return None
+        table = _tables.get(device)
+        if table is None:
+            table = _tables[device] = load(machine(device))
+        if not table:
+            return None
+        config = table.get(Key(kernel, next_power_of_2(M), N, itemsize))
+    if config is not None and config.num_ctas > 1 and device >= 0 and not clusters_module.can_cluster(device):
+        return None  # it had been measured, and was refused since
+    return None if config is None or (config.variant == "packed" and not packable) else config

@@ -1,0 +1,140 @@
+"""The audit: every kernel of every SPEC compiled ahead of time for an architecture, with no GPU.
+
+The cases come from the SPECs, which need torch; kernels/aot.py compiles them in a process of its own, which needs only
+Triton. So one installation audits every Triton version there is an interpreter for.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._runtime.settings import compiling_environment
+from .._torch.spec import FORWARD_ONLY, REGISTRY, AuditCase
+from ..kernels.config import CLUSTER_TRITON
+
+ARCHITECTURES = (80, 90, 100, 120)
+KNOWN_ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120)  # kernels/aot.py knows the limits of these
+JSON_KEYS = (
+    "kernel", "config", "arch", "dtype", "registers", "spill_bytes", "shared_bytes", "load_bits", "store_bits", "mma", "triton",
+)  # fmt: skip
+VECTOR_BITS = 128
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """What one kernel costs on one architecture. registers and spill_bytes are a thread's, shared_bytes a program's.
+
+    load_bits and store_bits are the widths that move the most bytes; loads and stores hold the bits by width. occupancy
+    is programs an SM. cluster_accesses counts reads of another program's shared memory, num_ctas the programs of a cluster.
+    error is the compiler's, where there is no kernel; skipped says why a case is not for the Triton that compiles.
+    """
+
+    kernel: str
+    config: str
+    arch: int
+    dtype: str
+    triton: str
+    num_warps: int
+    aligned: bool
+    registers: int = 0
+    spill_bytes: int = 0
+    shared_bytes: int = 0
+    load_bits: int = 0
+    store_bits: int = 0
+    mma: str = ""
+    occupancy: int = 0
+    shared_limit: int = 0
+    loads: dict[str, int] = field(default_factory=dict)
+    stores: dict[str, int] = field(default_factory=dict)
+    num_ctas: int = 1
+    cluster_accesses: int = 0
+    error: str = ""
+    skipped: str = ""
+
+    def findings(self) -> list[str]:
+        """What is wrong with the kernel; empty where nothing is, and where it was skipped."""
+        if self.skipped:
+            return []
+        if self.error:
+            return [f"does not compile: {self.error}"]
+        found = []
+        if self.spill_bytes:
+            found.append(f"spills {self.spill_bytes} bytes a thread")
+        if self.shared_bytes > self.shared_limit:
+            found.append(f"needs {self.shared_bytes} bytes of shared memory, the limit is {self.shared_limit}")
+        if self.aligned and self.load_bits < VECTOR_BITS:
+            found.append(f"loads {self.load_bits} bits at a time from aligned rows")
+        if self.num_ctas > 1 and not self.cluster_accesses:
+            found.append("shares nothing over its cluster")
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """The published keys."""
+        row = asdict(self)
+        return {key: row[key] for key in JSON_KEYS}
+
+
+def parse_architectures(text: str) -> list[int]:
+    """[80, 90] from "80,90". Raises ValueError on anything that is no compute capability the kernels support."""
+    items = [item.strip() for item in text.split(",")]
+    if not all(item.isdigit() and int(item) in KNOWN_ARCHITECTURES for item in items):
+        raise ValueError(f"got {text!r}, allowed: some of {', '.join(map(str, KNOWN_ARCHITECTURES))}, separated by commas")
+    return list(dict.fromkeys(map(int, items)))
+
+
+def audit_cases(
+    architectures: Iterable[int] = ARCHITECTURES, select: Callable[[AuditCase], bool] = lambda _: True
+) -> list[dict[str, Any]]:
+    """The cases of every SPEC for every architecture, each configuration once, as JSON for kernels/aot.py."""
+    cases: dict[str, dict[str, Any]] = {}
+    for arch in architectures:
+        for spec in (*REGISTRY.values(), *FORWARD_ONLY.values()):
+            for case in filter(select, spec.audit(divmod(arch, 10))):
+                entry = {
+                    "module": case.kernel.fn.__module__.partition(".kernels.")[2], "kernel": case.kernel.fn.__name__,
+                    "config": case.config, "arch": arch, "dtype": case.dtype, "signature": case.signature,
+                    "constexprs": case.constexprs, "num_warps": case.num_warps, "num_stages": case.num_stages,
+                    "aligned": case.aligned, "num_ctas": case.num_ctas,
+                    "min_triton": list(CLUSTER_TRITON) if case.num_ctas > 1 else None,
+                }  # fmt: skip
+                same = json.dumps({k: v for k, v in entry.items() if k != "config"}, sort_keys=True)
+                cases.setdefault(same, entry)
+    return list(cases.values())
+
+
+def run_audit(
+    cases: list[dict[str, Any]], jobs: int | None = None, python: str | None = None, done: Callable[[], None] = lambda: None
+) -> list[AuditRow]:
+    """Compile cases and return their rows in order.
+
+    jobs: processes to compile in; None for as many as cores, up to 4. python: an interpreter with Triton, None for this
+    one. done: called after each case.
+    """
+    worker = Path(__file__).parents[1] / "kernels" / "aot.py"
+    command = [python or sys.executable, str(worker.resolve())]
+    if jobs is not None:
+        command += ["--jobs", str(jobs)]
+    rows: dict[int, AuditRow] = {}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=compiling_environment()
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        json.dump(cases, process.stdin)
+        process.stdin.close()
+        for line in process.stdout:
+            row = json.loads(line)
+            index = row.pop("index")
+            rows[index] = AuditRow(**row)
+            done()
+    if process.returncode or len(rows) != len(cases):
+        raise RuntimeError(
+            f"audit: the compiling process ended with {process.returncode} after {len(rows)} of {len(cases)} cases"
+        )
+    return [rows[i] for i in range(len(cases))]

@@ -1,0 +1,53 @@
+"""Argument checks that run before anything is launched. Each message names the argument, what came and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
+
+
+def refuse(error: type[Exception], op: str, argument: str, got: object, allowed: str) -> NoReturn:
+    raise error(f"{op}: {argument}: got {got}, allowed: {allowed}")
+
+
+def require_tensor(op: str, argument: str, value: object, optional: bool = False) -> None:
+    if not isinstance(value, Tensor) and not (optional and value is None):
+        refuse(TypeError, op, argument, type(value).__name__, "a torch.Tensor" + (" or None" if optional else ""))
+
+
+def require_float(op: str, argument: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOATS:
+        refuse(NotImplementedError, op, argument, tensor.dtype, "torch.float32, float16, bfloat16, float64")
+
+
+def require_device(op: str, argument: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        refuse(RuntimeError, op, argument, f"a tensor on {tensor.device}", f"the device of input, {device}")
+
+
+def require_shape(op: str, argument: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        refuse(RuntimeError, op, argument, f"shape {tuple(tensor.shape)}", f"shape {tuple(shape)}")
+
+
+def refuse_gradients(op: str, tensors: Iterable[tuple[str, Tensor | None]]) -> None:
+    """Refuse a tensor that requires a gradient while gradients are recorded: for ops that have none."""
+    if torch.is_grad_enabled():
+        for name, tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                refuse(RuntimeError, op, name, "a tensor that requires a gradient", "inference: torch.no_grad(), or detach()")
+
+
+def normalize_dim(op: str, dim: int, rank: int) -> int:
+    """dim as a number from 0; a 0-d tensor counts as one dimension, as in ATen."""
+    rank = max(rank, 1)
+    if not isinstance(dim, int):
+        refuse(TypeError, op, "dim", f"{dim!r} of type {type(dim).__name__}", "an int")
+    if not -rank <= dim < rank:
+        refuse(IndexError, op, "dim", dim, f"a number from {-rank} to {rank - 1}")
+    return dim + rank if dim < 0 else dim

@@ -1,0 +1,134 @@
+"""One op, one SPEC: everything about an op is said once, here registered, and read by tests, benchmarks, export and audit.
+
+`define` registers the raw operators `fused_ops::<name>_fwd` and `fused_ops::<name>_bwd` with torch. They are private:
+they carry no autograd formula. The public function of a family wraps them in an autograd.Function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REGISTRY: dict[str, OpSpec] = {}  # ops with gradients
+FORWARD_ONLY: dict[str, OpSpec] = {}  # ops for inference: their backward is NO_BACKWARD
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Arguments of one call of a public function, and what makes the case worth having."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ErrorSample:
+    """Arguments that a public function must refuse: with this exception type and a message that matches the pattern."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    raises: type[Exception]
+    match: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the numerics contract allows for one output: |o - value| <= 0.505 u |value| + c 2^-24 scale.
+
+    value: fp64, the exact result on the rounded inputs. scale: fp64, sqrt(K) times the sum of the terms' magnitudes; inf
+    where any value will do (a mean of infinities, which nothing reads).
+    """
+
+    value: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One benchmark case: make(device) gives the public function's arguments."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the benchmark measures: cases, the fewest bytes and FLOPs a case needs (forward, backward), and the baselines."""
+
+    cases: Callable[[], Iterator[Case]]
+    bytes: Callable[[Case], tuple[int, int]]
+    flops: Callable[[Case], tuple[int, int]]
+    baselines: dict[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class AuditCase:
+    """One ahead-of-time compilation: a kernel with the signature and constants of one launch."""
+
+    kernel: Any
+    config: str
+    dtype: str
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    aligned: bool = True
+    num_ctas: int = 1
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The backward as its own op: schema, ATen reference, kernel launcher, and its contract bound."""
+
+    schema: str
+    reference: Callable[..., Any]
+    launch: Callable[..., Any]
+    bound: Callable[..., tuple[Expected | None, ...]]
+
+
+def _no_backward(*_: Any) -> Any:
+    raise RuntimeError("this op has no gradients")
+
+
+NO_BACKWARD = Backward(schema="", reference=_no_backward, launch=_no_backward, bound=_no_backward)
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One family of fused ops. See the module docstring; every field is required, and a test holds each entry to it.
+
+    public: the function users call. torch_fn: what PyTorch users write today, with the same arguments.
+    schema, reference, launch, bound: the raw forward op; reference is pure ATen and serves as CPU implementation, fake,
+    and ONNX decomposition. samples, errors: called with (device, dtype). audit: called with (capability).
+    """
+
+    name: str
+    public: Callable[..., Any]
+    torch_fn: Callable[..., Any]
+    schema: str
+    reference: Callable[..., Any]
+    launch: Callable[..., Any]
+    bound: Callable[..., tuple[Expected | None, ...]]
+    backward: Backward
+    samples: Callable[[str, torch.dtype], Iterator[Sample]]
+    errors: Callable[[str], Iterator[ErrorSample]]
+    bench: Bench
+    audit: Callable[[tuple[int, int]], Iterator[AuditCase]]
+
+    @property
+    def fwd(self) -> Any:
+        """The registered forward overload, fused_ops::<name>_fwd.default."""
+        return getattr(torch.ops.fused_ops, f"{self.name}_fwd").default
+
+    @property
+    def bwd(self) -> Any:
+        """The registered backward overload, fused_ops::<name>_bwd.default."""
+        return getattr(torch.ops.fused_ops, f"{self.name}_bwd").default

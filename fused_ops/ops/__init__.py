@@ -1,0 +1,1 @@
+"""The fused ops, a folder a family. Of each op: <op>.py, what users call and its SPEC; <op>_reference.py, the same in ATen; <op>_launch.py, its kernels' launches; cases/<op>.py, what it is tested, benchmarked and audited with."""

@@ -1,0 +1,204 @@
+"""Linear with bias and activation: samples, errors, contract bound, bench and audit cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
+from ...case_builders import audit_case, cross, randn
+from .matmul import SMS, matmul_case, unaligned
+
+_NAMES = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "relu2")
+
+
+def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
+    """Every activation, sizes that are no multiples of a tile, any rank, every layout."""
+
+    def r(*shape: int, **kw: Any) -> Tensor:
+        return randn(*shape, device=device, dtype=dtype, **kw)
+
+    def case(name: str, x: Tensor, N: int, activation: str | None = None, bias: bool = True) -> Sample:
+        K = x.shape[-1]
+        return Sample(name, (x, r(N, K, seed=1, scale=max(K, 1) ** -0.5), r(N, seed=2) if bias else None, activation))
+
+    for activation in (None, *_NAMES):
+        yield case(f"{activation}", r(19, 33, scale=2.0), 21, activation)
+    yield case("no_bias", r(19, 33), 21, "gelu", bias=False)
+    yield case("bare", r(19, 33), 21, None, bias=False)
+    for M, N, K in ((1, 1, 1), (1, 7, 100), (65, 130, 70), (129, 67, 31), (0, 5, 4), (5, 0, 4), (5, 4, 0)):
+        yield case(f"mnk({M}, {N}, {K})", r(M, K), N, "gelu")
+    yield case("1d", r(33), 5, "silu")
+    yield case("4d", r(2, 3, 4, 33), 5, "silu")
+    yield case("long_k", r(3, 1031), 5, None)  # K in parts, the last one short
+    yield case("descriptors", r(72, 40), 24, "gelu")  # on Hopper: aligned for TMA, tiles that overhang
+    yield case("transposed", r(33, 19).t(), 21, "gelu")
+    yield case("sliced", r(38, 80)[::2, 1:66], 21, "gelu")
+    yield case("expanded", r(1, 33).expand(6, 33), 21, "gelu")
+    x = r(19, 33)
+    yield Sample("weight_t", (x, r(33, 21, seed=1).t(), r(21, seed=2), "relu"))
+    yield Sample("weight_sliced", (x, r(42, 70, seed=1)[::2, 1:67:2], r(42, seed=2)[::2], "relu"))
+    yield Sample("bias_1", (x, r(21, 33, seed=1), r(1, seed=2), "relu"))
+    yield Sample("weight_1d", (x, r(33, seed=1), None, None))
+    special = r(6, 8)
+    special[0, 0], special[1, 1], special[2, 2] = float("nan"), float("inf"), -float("inf")
+    for activation in ("relu", "gelu", "gelu_tanh", "silu", "tanh"):
+        yield Sample(f"special_{activation}", (special, torch.eye(8, device=device, dtype=dtype), None, activation))
+
+
+def errors(device: str) -> Iterator[ErrorSample]:
+    """Calls that must be refused."""
+    x, w = torch.zeros(3, 4, device=device), torch.zeros(5, 4, device=device)
+
+    def refused(name: str, args: tuple[Any, ...], match: str, raises: type[Exception] = RuntimeError) -> ErrorSample:
+        return ErrorSample(name, args, {}, raises, match)
+
+    yield refused("activation", (x, w, None, "swish"), r"activation: got 'swish', allowed: None, 'relu'")
+    yield refused("k", (x, w[:, :3]), r"input: got shape \(3, 4\).*allowed: last dimension K = 3")
+    yield refused("bias", (x, w, x[0]), r"bias: got shape \(4,\), allowed: shape \(5,\)")
+    yield refused("weight_rank", (x, w[None]), r"weight: got shape \(1, 5, 4\), allowed: shape \(N, K\)")
+    yield refused("dtype", (x, w.half()), r"weight: got torch\.float16, allowed: the dtype of input")
+    yield refused("integers", (x.int(), w.int()), r"input: got torch\.int32")
+    yield refused("device", (x, torch.zeros(5, 4, device="meta")), r"weight: got a tensor on meta")
+    yield refused("not_a_tensor", (x, None), r"weight: got NoneType", TypeError)
+
+
+def fwd_bound(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool) -> tuple[Expected | None, ...]:
+    """pre errs by sqrt(K) sum|x w|; the activation passes it on by its slope and adds ulps of its own."""
+    from ..activations import ACTIVATIONS
+
+    X, W = x.double(), weight.double()
+    b = torch.zeros(weight.shape[0], dtype=torch.float64, device=x.device) if bias is None else bias.double()
+    pre = X @ W.t() + b
+    terms = max(x.shape[-1], 1) ** 0.5 * (X.abs() @ W.t().abs() + b.abs())
+    slope = 2.0 * pre.abs() if activation == "relu2" else 1.2
+    y = ACTIVATIONS[activation](pre)
+    spread = (slope * terms + pre.abs() + y.abs()).nan_to_num(0.0, 0.0)
+    return Expected(y, spread), (Expected(pre, terms.nan_to_num(0.0, 0.0)) if save_pre else None)
+
+
+def bwd_bound(
+    dy: Tensor, x: Tensor, weight: Tensor | None, saved: Tensor, activation: str, need_dx: bool, need_dw: bool, need_db: bool
+) -> tuple[Expected | None, ...]:
+    """dpre is rounded to x's dtype before the two products: half an ulp of each of its terms is allowed."""
+    from ..activations import activation_derivative
+
+    N, K = (dy.shape[-1],) * 2 if weight is None else weight.shape
+    G = dy.double().reshape(math.prod(dy.shape[:-1]), N)
+    slope = activation_derivative(saved.double().reshape(G.shape), activation) if activation != "none" else torch.ones_like(G)
+    dpre = G * slope
+    rounding = 0.0 if activation == "none" else 0.505 * torch.finfo(dy.dtype).eps * 2**24
+    size = dpre.abs() + 4.0 * G.abs() * (1.0 + saved.double().reshape(G.shape).abs() if activation != "none" else 1.0)
+    size = size.nan_to_num(0.0, 0.0)  # rows of NaN and infinities are compared by place
+    X = x.double().reshape(G.shape[0], K) if need_dw else G.new_zeros((G.shape[0], K))
+    db = Expected(dpre.sum(0), G.shape[0] ** 0.5 * size.sum(0)) if need_db else None
+    if weight is None:
+        return Expected(dpre.reshape(dy.shape), size.reshape(dy.shape)) if need_dx else None, None, db
+    W = weight.double()
+    dx_terms = N**0.5 * (size @ W.abs()) + rounding * (dpre.abs() @ W.abs())
+    dw_terms = G.shape[0] ** 0.5 * (size.t() @ X.abs()) + rounding * (dpre.abs().t() @ X.abs())
+    return (
+        Expected((dpre @ W).reshape((*dy.shape[:-1], K)), dx_terms.reshape((*dy.shape[:-1], K))) if need_dx else None,
+        Expected(dpre.t() @ X, dw_terms) if need_dw else None,
+        db,
+    )
+
+
+_SHAPES = {  # (M, N, K)
+    "bert_base_fc1": (16384, 3072, 768),
+    "bert_large_fc1": (16384, 4096, 1024),
+    "gpt2_fc1": (8192, 3072, 768),
+    "vit_large_fc1": (12608, 4096, 1024),
+    "llama3_8b": (8192, 14336, 4096),
+    "llama3_70b": (8192, 28672, 8192),
+    "decode_1": (1, 14336, 4096),
+    "decode_16": (16, 14336, 4096),
+    "decode_64": (64, 14336, 4096),
+    "decode_256": (256, 14336, 4096),
+    "latency_140": (140, 4096, 4096),
+    "latency_256": (256, 1024, 1024),
+}
+
+
+def _bench_cases() -> Iterator[Case]:
+    for (name, shape), dtype, activation in (
+        (*pair, act)
+        for pair in cross(_SHAPES.items(), (torch.bfloat16, torch.float16, torch.float32))
+        for act in (None, "gelu", "gelu_tanh", "silu")
+    ):
+
+        def make(
+            device: str, shape: tuple[int, int, int] = shape, dtype: torch.dtype = dtype, act: str | None = activation
+        ) -> tuple[Any, dict[str, Any]]:
+            M, N, K = shape
+            x = torch.randn(M, K, device=device, dtype=dtype)
+            w = torch.randn(N, K, device=device, dtype=dtype) * K**-0.5
+            return (x, w, torch.randn(N, device=device, dtype=dtype), act), {}
+
+        yield Case(f"{name}_{activation}", dtype, shape, make)
+
+
+def _bytes(case: Case) -> tuple[int, int]:
+    M, N, K = case.shape
+    item = case.dtype.itemsize
+    saved = 0 if case.name.endswith("_None") else M * N  # the pre-activation, which the backward reads beside dy
+    return (M * K + N * K + N + M * N) * item, (2 * M * K + 2 * N * K + N + M * N + saved) * item
+
+
+def _flops(case: Case) -> tuple[int, int]:
+    M, N, K = case.shape
+    return 2 * M * N * K, 4 * M * N * K
+
+
+def _eager(*args: Any) -> Tensor:
+    from ..linear_reference import linear_eager
+
+    return linear_eager(*args)
+
+
+BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager": _eager})
+
+
+def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
+    """Every tile that the chooser returns, with the costliest activation and the pre-activation stored."""
+    from ....kernels.linear import linear, linear_bwd, linear_splitk, linear_tma
+    from ....kernels.linear.linear_config import linear_config
+
+    flags = {"ACT": "gelu", "HAS_BIAS": True, "SAVE_PRE": True, "HAS_SCALE": False, "X_T": False, "W_T": False}
+    shapes = ((16, 14336, 4096), (32, 14336, 4096), (64, 14336, 4096), (64, 4096, 256), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 1024),
+              (2048, 1024, 4096), (16384, 3072, 768))  # fmt: skip
+    for (M, N, K), dtype in cross(shapes, (torch.bfloat16, torch.float32)):
+        args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y", "pre")}
+        args |= {"xs_ptr": "*x", "ws_ptr": "*x", "part_ptr": "*fp32", "M": M, "N": N, "K": K, "k_per_split": 256}
+        args |= {"stride_xm": K, "stride_xk": 1, "stride_wn": K, "stride_wk": 1, "stride_b": 1, "stride_ym": N}
+        args |= {"stride_xs": 0, "stride_ws": 0, "stride_x": K, "stride_w": K, "stride_y": N}
+        for access in ("tma", "aligned", "any"):
+            config = linear_config(M, N, K, dtype.itemsize, capability, SMS, access)
+            label = "any " if access == "any" else ""
+            given = unaligned(args, dtype) if access == "any" else args
+            if config.kind == "tma":
+                yield matmul_case(linear_tma.linear_fwd_tma_kernel, config, dtype, args, flags)
+                yield matmul_case(
+                    linear_tma.linear_fwd_tma_kernel, config, dtype, args, flags | {"X_T": True, "W_T": True}, "T "
+                )
+            elif config.kind == "split_k":
+                yield matmul_case(linear_splitk.linear_split_k_kernel, config, dtype, given, flags, label)
+            else:
+                yield matmul_case(linear.linear_fwd_kernel, config, dtype, given, flags, label)
+    for dtype in (torch.bfloat16, torch.float32):
+        args = {f"{p}_ptr": "*x" for p in ("b", "y", "pre", "xs", "ws")}
+        args |= {"part_ptr": "*fp32", "M": 16, "N": 14336, "S": 2, "stride_b": 1, "stride_xs": 0, "stride_ws": 0}
+        constexprs = {k: flags[k] for k in ("ACT", "HAS_BIAS", "SAVE_PRE", "HAS_SCALE")}
+        yield audit_case(
+            linear_splitk.linear_reduce_kernel, "gelu", dtype, args, constexprs | {"BLOCK": linear_splitk.reduce_block(4)}, 4
+        )
+    for activation, dtype in cross(("gelu", "gelu_tanh", "tanh", "none"), (torch.bfloat16, torch.float32)):
+        args = {"dy_ptr": "*x", "saved_ptr": "*x", "dpre_ptr": "*x", "db_part_ptr": "*fp32", "M": 16384, "N": 3072}
+        args |= {"rows_per_program": 384, "stride_dym": 3072, "stride_dyn": 1, "stride_sm": 3072, "stride_dpm": 3072}
+        constexprs = {"ACT": activation, "NEED_DPRE": activation != "none", "NEED_DB": True}
+        constexprs |= {"BLOCK_M": linear_bwd.ACT_BWD_BLOCK_M, "BLOCK_N": linear_bwd.ACT_BWD_BLOCK_N}
+        yield audit_case(linear_bwd.linear_act_bwd_kernel, activation, dtype, args, constexprs, linear_bwd.ACT_BWD_WARPS)

@@ -1,0 +1,183 @@
+"""Two-layer perceptron: samples, errors, contract bound, bench and audit cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
+from ...case_builders import audit_case, cross, randn
+from . import linear
+from .matmul import SMS, matmul_case, unaligned
+
+
+def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
+    """Every activation with and without recomputation, absent biases, sizes that are no multiples of a tile, layouts."""
+
+    def r(*shape: int, **kw: Any) -> Tensor:
+        return randn(*shape, device=device, dtype=dtype, **kw)
+
+    def case(
+        name: str, x: Tensor, H: int, N: int, activation: str | None = "gelu", bias1: bool = True, bias2: bool = True,
+        recompute: bool = False,
+    ) -> Sample:  # fmt: skip
+        K = x.shape[-1]
+        weight1, weight2 = r(H, K, seed=1, scale=max(K, 1) ** -0.5), r(N, H, seed=2, scale=max(H, 1) ** -0.5)
+        biases = r(H, seed=3) if bias1 else None, r(N, seed=4) if bias2 else None
+        return Sample(name, (x, weight1, biases[0], weight2, biases[1], activation), {"recompute": recompute})
+
+    for activation in (None, "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "relu2"):
+        yield case(f"{activation}", r(9, 17, scale=2.0), 21, 11, activation, recompute=activation in ("silu", "relu"))
+    yield case("recompute", r(9, 17), 21, 11, recompute=True)
+    yield case("no_biases", r(9, 17), 21, 11, bias1=False, bias2=False)
+    for M, H, N, K in ((1, 1, 1, 1), (65, 70, 3, 33), (0, 3, 5, 4), (5, 0, 4, 3), (5, 4, 0, 3), (5, 4, 3, 0)):
+        yield case(f"mhnk({M}, {H}, {N}, {K})", r(M, K), H, N)
+    yield case("descriptors", r(72, 24), 40, 24)  # on Hopper: aligned for TMA, tiles that overhang
+    yield case("descriptors_recompute", r(72, 24), 40, 24, "silu", recompute=True)
+    yield case("1d", r(17), 21, 11)
+    yield case("4d", r(2, 3, 2, 17), 21, 11)
+    yield case("transposed", r(17, 9).t(), 21, 11)
+    x = r(9, 17)
+    yield Sample("weights_t", (x, r(17, 21, seed=1).t(), None, r(21, 11, seed=2).t(), None))
+
+
+def errors(device: str) -> Iterator[ErrorSample]:
+    """Calls that must be refused."""
+    x, weight1, weight2 = (torch.zeros(shape, device=device) for shape in ((3, 4), (5, 4), (2, 5)))
+
+    def refused(name: str, args: tuple[Any, ...], match: str, raises: type[Exception] = RuntimeError) -> ErrorSample:
+        return ErrorSample(name, args, {}, raises, match)
+
+    yield refused("activation", (x, weight1, None, weight2, None, "swish"), r"activation: got 'swish', allowed: None, 'relu'")
+    yield refused("k", (x, weight1[:, :3], None, weight2, None), r"input: got shape \(3, 4\), allowed: last dimension K = 3")
+    yield refused("h", (x, weight1, None, weight2[:, :4], None), r"weight2: got shape \(2, 4\), allowed: shape \(2, 5\)")
+    yield refused("bias1", (x, weight1, x[0], weight2, None), r"bias1: got shape \(4,\), allowed: shape \(5,\)")
+    yield refused("bias2", (x, weight1, None, weight2, x[0]), r"bias2: got shape \(4,\), allowed: shape \(2,\)")
+    yield refused(
+        "dtype", (x, weight1, None, weight2.half(), None), r"weight2: got torch\.float16, allowed: the dtype of input"
+    )
+    yield refused("device", (x, weight1, None, torch.zeros(2, 5, device="meta"), None), r"weight2: got a tensor on meta")
+    yield refused("not_a_tensor", (x, weight1, None, None, None), r"weight2: got NoneType", TypeError)
+
+
+def fwd_bound(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    activation: str,
+    save_pre: bool,
+    save_h: bool,
+) -> tuple[Expected | None, ...]:
+    """h errs as fused_linear's y and is rounded: half an ulp of each term of the second product is allowed."""
+    h, pre = linear.fwd_bound(x, weight1, bias1, activation, save_pre)
+    assert h is not None
+    W = weight2.double()
+    b = W.new_zeros(W.shape[0]) if bias2 is None else bias2.double()
+    rounding = 0.505 * torch.finfo(x.dtype).eps * 2**24
+    terms = max(weight1.shape[0], 1) ** 0.5 * (h.value.abs() @ W.t().abs() + b.abs())
+    terms = terms + (4.0 * h.scale + rounding * h.value.abs()) @ W.t().abs()
+    return Expected(h.value @ W.t() + b, terms), pre, h if save_h else None
+
+
+def bwd_bound(
+    dy: Tensor, weight2: Tensor, saved: Tensor, h: Tensor, activation: str,
+    need_dpre: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
+) -> tuple[Expected | None, ...]:  # fmt: skip
+    """dy @ weight2 errs by sqrt(N) sum|dy w|, and h, where it is computed again, is rounded before its product."""
+    from ..activations import ACTIVATIONS, activation_derivative
+
+    (N, H), M = weight2.shape, math.prod(dy.shape[:-1])
+    D, W2 = dy.double().reshape(M, N), weight2.double()
+    given = activation != "none" and saved.numel() == M * H  # else nothing that is needed reads it
+    S = saved.double().reshape(M, H) if given else D.new_zeros((M, H))
+    stored = h.numel() == M * H
+    hidden = h.double().reshape(M, H) if stored else ACTIVATIONS[activation](S)
+    rounding = 0.505 * torch.finfo(dy.dtype).eps * 2**24
+    dh = D @ W2
+    dpre = dh * activation_derivative(S, activation)
+    size = 4.0 * dh.abs() * (1.0 + S.abs()) + (1.2 + 2.0 * S.abs()) * max(N, 1) ** 0.5 * (D.abs() @ W2.abs())
+    h_terms = M**0.5 * (hidden.abs() + (0.0 if stored else S.abs())) + (0.0 if stored else rounding) * hidden.abs()
+    shape = (*dy.shape[:-1], H)
+    return (
+        Expected(dpre.reshape(shape), size.reshape(shape)) if need_dpre else None,
+        Expected(dpre.sum(0), max(M, 1) ** 0.5 * size.sum(0)) if need_db1 else None,
+        Expected(D.t() @ hidden, D.abs().t() @ h_terms) if need_dw2 else None,
+        Expected(D.sum(0), M**0.5 * D.abs().sum(0)) if need_db2 else None,
+    )
+
+
+_SHAPES = {  # (M, H, K); the output is K wide
+    "gpt2": (8192, 3072, 768),
+    "bert_large": (16384, 4096, 1024),
+    "llama3_8b": (8192, 14336, 4096),
+}
+
+
+def _bench_cases() -> Iterator[Case]:
+    for (name, shape), dtype, activation in (
+        (*pair, act) for pair in cross(_SHAPES.items(), (torch.bfloat16, torch.float16)) for act in ("gelu", "gelu_tanh")
+    ):
+
+        def make(
+            device: str, shape: tuple[int, int, int] = shape, dtype: torch.dtype = dtype, activation: str = activation
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            M, H, K = shape
+            x = torch.randn(M, K, device=device, dtype=dtype)
+            weight1 = torch.randn(H, K, device=device, dtype=dtype) * K**-0.5
+            weight2 = torch.randn(K, H, device=device, dtype=dtype) * H**-0.5
+            bias1, bias2 = torch.randn(H, device=device, dtype=dtype), torch.randn(K, device=device, dtype=dtype)
+            return (x, weight1, bias1, weight2, bias2, activation), {}
+
+        yield Case(f"{name}_{activation}", dtype, shape, make)
+
+
+def _bytes(case: Case) -> tuple[int, int]:
+    M, H, K = case.shape
+    item = case.dtype.itemsize
+    weights = 2 * H * K + H + K
+    return (2 * M * K + weights) * item, (3 * M * K + 2 * weights + M * H) * item  # read: dy, x, the pre-activation
+
+
+def _flops(case: Case) -> tuple[int, int]:
+    M, H, K = case.shape
+    return 4 * M * H * K, 8 * M * H * K
+
+
+def _eager(*args: Any, **kwargs: Any) -> Tensor:
+    from ..mlp_reference import mlp_eager
+
+    return mlp_eager(*args, **kwargs)
+
+
+BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager": _eager})
+
+
+def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
+    """The product with the activation's derivative in its epilogue, and the activation alone, for recomputation; the
+    forward is fused_linear's."""
+    from ....kernels.linear import linear_bwd, linear_splitk, linear_tma
+    from ....kernels.linear.linear_config import linear_config
+
+    dtype = torch.bfloat16  # fp32 products are cuBLAS's on a GPU
+    for M, N, K in ((16, 14336, 4096), (64, 14336, 4096), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 768),
+                    (16384, 3072, 768)):  # fmt: skip
+        args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "saved", "dpre")}
+        args |= {"db_ptr": "*fp32", "M": M, "N": N, "K": K, "stride_xm": K, "stride_xk": 1, "stride_wn": 1, "stride_wk": N}
+        args |= {"stride_x": K, "stride_w": N}
+        for access, activation in (("tma", "gelu"), ("tma", "gelu_tanh"), ("aligned", "gelu"), ("any", "gelu")):
+            config = linear_config(M, N, K, dtype.itemsize, capability, SMS, access, "dact")
+            flags = {"ACT": activation, "NEED_DB": True, "X_T": False, "W_T": True}
+            given = unaligned(args, dtype) if access == "any" else args
+            kernel = linear_tma.linear_dact_tma_kernel if config.kind == "tma" else linear_bwd.linear_dact_kernel
+            label = f"{'any ' if access == 'any' else ''}{activation} "
+            yield matmul_case(kernel, config, dtype, given, flags, label)
+    flags = {"ACT": "gelu", "HAS_BIAS": False, "SAVE_PRE": False, "HAS_SCALE": False, "BLOCK": linear_splitk.reduce_block(2)}
+    args = {f"{p}_ptr": "*x" for p in ("part", "b", "y", "pre", "xs", "ws")} | {"M": 16384, "N": 3072, "S": 1}
+    args |= {"stride_b": 0, "stride_xs": 0, "stride_ws": 0}
+    yield audit_case(linear_splitk.linear_reduce_kernel, "gelu of what was kept", dtype, args, flags, 4)

@@ -1,0 +1,149 @@
+"""Linear in fp8 with scales, bias and activation, for inference: fused_linear_fp8, its raw operator, and its SPEC."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from ..._runtime.device import FP8
+from ..._torch.arguments import refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
+from ..._torch.library import define
+from ..._torch.spec import NO_BACKWARD, OpSpec
+from .activations import check_activation
+from .cases import linear_fp8 as cases
+from .linear_fp8_launch import linear_fp8_launch
+from .linear_fp8_reference import linear_fp8_eager, linear_fp8_reference
+
+OUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def fused_linear_fp8(
+    input: Tensor,
+    weight: Tensor,
+    input_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Optional[Tensor] = None,
+    activation: Optional[str] = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """activation((input @ weight^T) * input_scale * weight_scale + bias) in one kernel, from e4m3 operands: for inference.
+
+    Args:
+        input: (*, K), float8_e4m3fn, any strides. The real input is input * input_scale.
+        weight: (N, K), float8_e4m3fn, any strides; fastest with K contiguous and a multiple of 16.
+        input_scale: float32, one element for all of input, or one a row: of shape input.shape[:-1], or with a further 1 behind it.
+        weight_scale: float32, one element for all of weight, or one a row: (N,), (N, 1) or (1, N).
+        bias: (N,), float32, float16 or bfloat16; or None.
+        activation: as in fused_linear.
+        out_dtype: bfloat16, float16 or float32.
+
+    Returns:
+        (*, N), contiguous, of out_dtype.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit; an unknown activation; a tensor that requires a gradient
+            while gradients are recorded, for this op has none.
+        NotImplementedError (a RuntimeError): input of another dtype than float8_e4m3fn.
+        TypeError: an argument of the wrong type.
+
+    Accumulates in fp32. Hopper's fp8 tensor cores keep fewer bits in their own sums, so every 128 products are added to
+    an fp32 sum. Before Ada (capability 8.9) the operands are widened and multiplied by ATen.
+    """
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return linear_fp8_eager(input, weight, input_scale, weight_scale, bias, activation, out_dtype)
+    else:
+        return _fused_linear_fp8(input, weight, input_scale, weight_scale, bias, activation, out_dtype)
+
+
+def _fused_linear_fp8(
+    input: Tensor,
+    weight: Tensor,
+    input_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    out_dtype: Any,
+) -> Tensor:
+    tensors = (input, weight, input_scale, weight_scale, bias)
+    if has_torch_function_variadic(*tensors):
+        given = tuple(t for t in tensors if t is not None)
+        return handle_torch_function(fused_linear_fp8, given, *tensors, activation, out_dtype)
+    name = "none" if activation is None else activation
+    _check(input, weight, input_scale, weight_scale, bias, name, out_dtype)
+    return _FWD(input, weight, input_scale, weight_scale, bias, name, out_dtype)
+
+
+def _check(
+    input: Tensor,
+    weight: Tensor,
+    input_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    out_dtype: Any,
+) -> None:
+    op = "fused_linear_fp8"
+    tensors = (
+        ("input", input),
+        ("weight", weight),
+        ("input_scale", input_scale),
+        ("weight_scale", weight_scale),
+        ("bias", bias),
+    )
+    for name, tensor in tensors:
+        require_tensor(op, name, tensor, optional=name == "bias")
+    check_activation(op, activation)
+    if input.dtype is not FP8:
+        refuse(NotImplementedError, op, "input", input.dtype, "torch.float8_e4m3fn")
+    if weight.dtype is not FP8:
+        refuse(RuntimeError, op, "weight", weight.dtype, "torch.float8_e4m3fn")
+    if weight.dim() != 2:
+        refuse(RuntimeError, op, "weight", f"shape {tuple(weight.shape)}", "shape (N, K)")
+    N, K = weight.shape
+    if input.dim() == 0 or input.shape[-1] != K:
+        refuse(
+            RuntimeError, op, "input", f"shape {tuple(input.shape)}", f"last dimension K = {K} of weight {tuple(weight.shape)}"
+        )
+    rows = tuple(input.shape[:-1])
+    for name, scale, shapes in (
+        ("input_scale", input_scale, (rows, (*rows, 1))),
+        ("weight_scale", weight_scale, ((N,), (N, 1), (1, N))),
+    ):
+        if scale.dtype is not torch.float32:
+            refuse(RuntimeError, op, name, scale.dtype, "torch.float32")
+        if scale.numel() != 1 and tuple(scale.shape) not in shapes:
+            refuse(RuntimeError, op, name, f"shape {tuple(scale.shape)}", f"one element, or one of the shapes {shapes}")
+    if bias is not None:
+        require_float(op, "bias", bias)
+        require_shape(op, "bias", bias, (N,))
+    if out_dtype not in OUT_DTYPES:
+        refuse(RuntimeError, op, "out_dtype", out_dtype, ", ".join(map(str, OUT_DTYPES)))
+    for name, tensor in tensors:
+        if tensor is not None:
+            require_device(op, name, tensor, input.device)
+    refuse_gradients(op, tensors)
+
+
+SPEC = define(
+    OpSpec(
+        name="linear_fp8",
+        public=fused_linear_fp8,
+        torch_fn=linear_fp8_eager,
+        schema=(
+            "(Tensor x, Tensor weight, Tensor input_scale, Tensor weight_scale, Tensor? bias, str activation, ScalarType out_dtype)"
+            " -> Tensor"
+        ),
+        reference=linear_fp8_reference,
+        launch=linear_fp8_launch,
+        bound=cases.fwd_bound,
+        backward=NO_BACKWARD,
+        samples=cases.samples,
+        errors=cases.errors,
+        bench=cases.BENCH,
+        audit=cases.audit,
+    )
+)
+_FWD = SPEC.fwd

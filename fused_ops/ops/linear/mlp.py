@@ -1,0 +1,169 @@
+"""The two-layer perceptron: fused_mlp, its raw operators, and its SPEC."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from ..._torch.autograd import autocasting, gradient_of_saved, runs_aten, take_saved
+from ..._torch.library import define
+from ..._torch.spec import Backward, OpSpec
+from .activations import SAVES_OUTPUT, activate
+from .arguments import cast_all, check_mlp
+from .cases import mlp as cases
+from .gradients import add, linear_grads, times_derivative
+from .linear import linear_backward
+from .mlp_launch import mlp_bwd_launch, mlp_launch
+from .mlp_reference import mlp_bwd_reference, mlp_eager, mlp_reference
+
+
+class _Mlp(torch.autograd.Function):
+    """pre and h are outputs hidden from users, as pre is _Linear's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor | None,
+        weight2: Tensor,
+        bias2: Tensor | None,
+        activation: str,
+        recompute: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        need_dx, need_dw1, need_db1, need_dw2, *_ = ctx.needs_input_grad
+        need_dpre = need_dx or need_dw1 or need_db1
+        if activation in SAVES_OUTPUT:
+            save_pre, save_h = False, need_dw2 or (need_dpre and activation == "relu")
+        else:
+            save_pre, save_h = need_dpre or (need_dw2 and recompute), need_dw2 and not recompute
+        y, pre, h = _FWD(x, weight1, bias1, weight2, bias2, activation, save_pre, save_h)
+        ctx.activation, ctx.shapes = activation, (weight1.shape, weight2.shape)
+        ctx.save_for_backward(
+            x if need_dw1 else None, weight1 if need_dx else None, weight2 if need_dpre else None,
+            pre if save_pre else None, h if save_h else None,
+        )  # fmt: skip
+        return y, pre, h
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dpre: Tensor | None, dh: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight1, weight2, pre, h = take_saved(ctx)
+        *needs, _, _ = ctx.needs_input_grad
+        saved = h if pre is None else pre
+        dpre, dh = gradient_of_saved(dpre), gradient_of_saved(dh)
+        if torch.is_grad_enabled() or dpre is not None or dh is not None or dy is None:
+            dw2 = db2 = None
+            if dy is not None:
+                hidden = activate(pre, ctx.activation) if h is None and pre is not None else h
+                through, dw2, db2 = linear_grads(dy, hidden, weight2, (weight2 is not None, *needs[3:]))
+                dh = add(through, dh)
+            if dh is not None:
+                dpre = add(times_derivative(dh, saved, ctx.activation), dpre)
+            return *linear_grads(dpre, x, weight1, needs[:3]), dw2, db2, None, None
+        need_dx, need_dw1, need_db1, need_dw2, need_db2 = needs
+        weight2 = dy.new_empty(()).expand(ctx.shapes[1]) if weight2 is None else weight2  # only its shape is read
+        dpre, db1, dw2, db2 = _BWD(
+            dy, weight2, dy if saved is None else saved, dy.new_empty((0,)) if h is None else h, ctx.activation,
+            need_dx or need_dw1, need_db1, need_dw2, need_db2,
+        )  # fmt: skip
+        del saved, pre, h  # free before dx and dw1 take memory
+        dx, dw1, db1 = linear_backward(dpre, x, weight1, ctx.shapes[0], need_dx, need_dw1, False, db1)
+        grads = (dx, dw1, db1, dw2, db2)
+        return *(grad if need else None for grad, need in zip(grads, needs)), None, None
+
+
+def fused_mlp(
+    input: Tensor,
+    weight1: Tensor,
+    bias1: Optional[Tensor],
+    weight2: Tensor,
+    bias2: Optional[Tensor],
+    activation: Optional[str] = "gelu",
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """activation(input @ weight1^T + bias1) @ weight2^T + bias2: a transformer's feed-forward block, with a fused backward.
+
+    Args:
+        input: (*, K), float32, float16, bfloat16 or float64, any strides.
+        weight1: (H, K); bias1: (H,) or None; weight2: (N, H); bias2: (N,) or None; input's dtype, any strides.
+        activation: as in fused_linear.
+        recompute: keep only the pre-activation for the backward and compute the activation again from it: M * H elements
+            less memory from the forward on and at the backward's peak, for one more read and write of them. (relu keeps
+            only the activation in either case.)
+
+    Returns:
+        (*, N), contiguous, of input's dtype. Under autocast everything is cast to the autocast dtype, as torch's linear.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit; an unknown activation.
+        NotImplementedError (a RuntimeError): a dtype that is no float.
+        TypeError: an argument of the wrong type.
+
+    The hidden layer is rounded to input's dtype between the two products, which accumulate in fp32. In the backward the
+    activation's derivative and bias1's gradient are computed in the epilogue of dy @ weight2, before rounding: the hidden layer's
+    gradient is never stored. Differentiable twice.
+    """
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return mlp_eager(input, weight1, bias1, weight2, bias2, activation)
+    else:
+        return _fused_mlp(input, weight1, bias1, weight2, bias2, activation, recompute)
+
+
+def _fused_mlp(
+    input: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    activation: str | None,
+    recompute: bool,
+) -> Tensor:
+    tensors = (input, weight1, bias1, weight2, bias2)
+    if has_torch_function_variadic(*tensors):
+        given = tuple(t for t in tensors if t is not None)
+        return handle_torch_function(fused_mlp, given, *tensors, activation, recompute=recompute)
+    name = "none" if activation is None else activation
+    autocast = isinstance(input, Tensor) and autocasting(input)
+    check_mlp(input, weight1, bias1, weight2, bias2, name, autocast)
+    if runs_aten("mlp"):
+        return mlp_eager(input, weight1, bias1, weight2, bias2, name)
+    if autocast:
+        input, weight1, bias1, weight2, bias2 = cast_all(input, weight1, bias1, weight2, bias2)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight1, bias1, weight2, bias2)):
+        return _Mlp.apply(input, weight1, bias1, weight2, bias2, name, recompute)[0]
+    return _FWD(input, weight1, bias1, weight2, bias2, name, False, False)[0]
+
+
+SPEC = define(
+    OpSpec(
+        name="mlp",
+        public=fused_mlp,
+        torch_fn=mlp_eager,
+        schema=(
+            "(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, str activation, bool save_pre, bool save_h)"
+            " -> (Tensor y, Tensor pre, Tensor h)"
+        ),
+        reference=mlp_reference,
+        launch=mlp_launch,
+        bound=cases.fwd_bound,
+        backward=Backward(
+            schema=(
+                "(Tensor dy, Tensor weight2, Tensor saved, Tensor h, str activation, bool need_dpre, bool need_db1,"
+                " bool need_dw2, bool need_db2) -> (Tensor dpre, Tensor db1, Tensor dw2, Tensor db2)"
+            ),
+            reference=mlp_bwd_reference,
+            launch=mlp_bwd_launch,
+            bound=cases.bwd_bound,
+        ),
+        samples=cases.samples,
+        errors=cases.errors,
+        bench=cases.BENCH,
+        audit=cases.audit,
+    )
+)
+_FWD, _BWD = SPEC.fwd, SPEC.bwd

@@ -1,0 +1,1 @@
+"""Samples, refused calls, error bounds, benchmark and audit cases of the family's ops."""

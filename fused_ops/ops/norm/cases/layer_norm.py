@@ -1,0 +1,197 @@
+"""Layer norm: samples, errors, contract bound, bench and audit cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
+from ...case_builders import audit_case, cross, randn
+
+
+def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
+    """Shapes that are no powers of two, any normalized_shape, absent parameters, every layout, hard values."""
+
+    def r(*shape: int, **kw: Any) -> Tensor:
+        return randn(*shape, device=device, dtype=dtype, **kw)
+
+    def case(name: str, x: Tensor, n: int, weight: bool = True, bias: bool = True, eps: float = 1e-5) -> Sample:
+        w = r(n, seed=1) if weight else None
+        return Sample(name, (x, (n,), w, r(n, seed=2) if bias else None, eps))
+
+    for M, N in ((1, 1), (3, 1), (1, 7), (37, 63), (9, 257), (2, 1000), (7, 384), (33, 128), (3, 2049), (0, 5)):
+        yield case(f"rows({M}, {N})", r(M, N), N)
+    yield case("no_weight", r(6, 65), 65, weight=False)
+    yield case("no_bias", r(6, 65), 65, bias=False)
+    yield case("plain", r(6, 65), 65, weight=False, bias=False)
+    yield case("1d", r(19), 19)
+    yield case("4d", r(2, 3, 5, 21), 21)
+    yield Sample("shape2", (r(4, 5, 6), (5, 6), r(5, 6, seed=1), r(5, 6, seed=2)))
+    yield Sample("shape3", (r(3, 5, 6), (3, 5, 6), r(3, 5, 6, seed=1), None))
+    yield case("long_row", r(2, 40001, scale=3.0, offset=1.0), 40001)
+    yield case("wide_bwd", r(19, 8200), 8200)  # chunked, and more tiles of rows than programs
+    yield case("transposed", r(33, 9).t(), 33)
+    yield case("sliced", r(12, 80)[::2, 1:66], 65)
+    yield case("offset_view", r(4 * 40 + 1)[1:].view(4, 40), 40)
+    yield case("permuted", r(5, 4, 33).transpose(0, 1), 33)
+    yield case("expanded", r(1, 21).expand(6, 21), 21)
+    yield case("mean_300", r(6, 129, offset=300.0), 129)
+    yield case("tiny_spread", r(6, 129, scale=1e-3), 129)
+    yield case("eps_large", r(6, 129), 129, eps=0.5)
+    yield case("eps_negative", r(3, 17, scale=1e-2), 17, eps=-1.0)
+    special = r(5, 40)
+    special[0, 3] = float("nan")
+    special[1, 3] = float("inf")
+    special[2] = 4.0
+    yield case("special", special, 40)
+    if dtype in (torch.float16, torch.bfloat16):
+        wide = [randn(65, device=device, dtype=torch.float32, seed=s) for s in (1, 2)]
+        yield Sample("fp32_weight", (r(6, 65), (65,), *wide))
+
+
+def errors(device: str) -> Iterator[ErrorSample]:
+    """Calls that must be refused."""
+    x = torch.zeros(3, 4, device=device)
+    w = torch.ones(4, device=device)
+
+    def refused(name: str, args: tuple[Any, ...], match: str, raises: type[Exception] = RuntimeError) -> ErrorSample:
+        return ErrorSample(name, args, {}, raises, match)
+
+    yield refused("shape", (x, (5,)), r"normalized_shape: got \(5,\) with input of shape \(3, 4\)")
+    yield refused("shape_rank", (x, (2, 3, 4)), r"normalized_shape: got \(2, 3, 4\)")
+    yield refused("shape_empty", (x, ()), r"normalized_shape: got \(\), allowed: at least one")
+    yield refused("weight", (x, (4,), w[:3]), r"weight: got shape \(3,\), allowed: shape \(4,\)")
+    yield refused("bias", (x, (4,), w, w[None]), r"bias: got shape \(1, 4\), allowed: shape \(4,\)")
+    yield refused("integers", (x.int(), (4,)), r"input: got torch\.int32")
+    yield refused("int_weight", (x, (4,), w.int()), r"weight: got torch\.int32")
+    yield refused("not_a_tensor", ("x", (4,)), r"input: got str", TypeError)
+    yield refused("device", (x, (4,), torch.ones(4, device="meta")), r"weight: got a tensor on meta")
+
+
+def fwd_bound(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Expected, ...]:
+    """The mean errs by sqrt(N) mean|x|, rstd by sqrt(N) (1 + mean|x| rstd) relatively, and y by both."""
+    X = x.double()
+    N = x.shape[-1]
+    w = torch.ones(N, dtype=torch.float64, device=x.device) if weight is None else weight.double()
+    b = torch.zeros(N, dtype=torch.float64, device=x.device) if bias is None else bias.double()
+    mean = X.mean(-1, keepdim=True)
+    var = (X - mean).square().mean(-1, keepdim=True)
+    rstd = 1.0 / torch.sqrt(var + eps)
+    x_hat = (X - mean) * rstd
+    size = X.abs().mean(-1, keepdim=True)
+    unsure = 1.0 + size * rstd
+    spread = N**0.5 * (w.abs() * rstd * (X.abs() + size) + (w * x_hat).abs() * unsure + b.abs())
+    return (
+        Expected(x_hat * w + b, spread),
+        Expected(mean[..., 0], N**0.5 * size[..., 0]),
+        Expected(rstd[..., 0], N**0.5 * (rstd * unsure)[..., 0]),
+    )
+
+
+def bwd_bound(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
+    need_dx: bool, need_dw: bool, need_db: bool, bias_dtype: torch.dtype | None,
+) -> tuple[Expected | None, ...]:  # fmt: skip
+    """For the given mean and rstd; x_hat's error is that of x - mean, whose terms are |x| and |mean|."""
+    X, G = x.double(), dy.double()
+    m, s = mean.double()[..., None], rstd.double()[..., None]
+    N = x.shape[-1]
+    g = G if weight is None else G * weight.double()
+    x_hat, terms = (X - m) * s, (X.abs() + m.abs()) * s.abs()
+    gx = (g * x_hat).mean(-1, keepdim=True)
+    dx = s * (g - g.mean(-1, keepdim=True) - x_hat * gx)
+    size = g.abs() + g.abs().mean(-1, keepdim=True) + terms * (g.abs() * terms).mean(-1, keepdim=True)
+    flat, flat_terms = G.reshape(-1, N), (G.abs() * terms).reshape(-1, N)
+    rows = max(flat.shape[0], 1) ** 0.5
+    return (
+        Expected(dx, N**0.5 * s.abs() * size) if need_dx else None,
+        Expected((G * x_hat).reshape(-1, N).sum(0), rows * flat_terms.sum(0)) if need_dw else None,
+        Expected(flat.sum(0), rows * flat.abs().sum(0)) if need_db else None,
+    )
+
+
+_SHAPES = (
+    (16384, 768), (8192, 1024), (8192, 1600), (8192, 4096), (8192, 8192), (4096, 16384), (2048, 32768), (2048, 65536),
+    (65536, 16384), (131072, 16384), (140, 4096), (256, 1024), (1, 4096),
+)  # fmt: skip
+
+
+def _bench_cases() -> Iterator[Case]:
+    for shape, dtype in cross(_SHAPES, (torch.bfloat16, torch.float16, torch.float32)):
+
+        def make(device: str, shape: tuple[int, int] = shape, dtype: torch.dtype = dtype) -> tuple[Any, dict[str, Any]]:
+            x = torch.randn(shape, device=device, dtype=dtype)
+            w, b = torch.randn(2, shape[1], device=device, dtype=dtype)
+            return (x, (shape[1],), w, b), {}
+
+        yield Case(f"{shape[0]}x{shape[1]}", dtype, shape, make)
+
+
+def _bytes(case: Case) -> tuple[int, int]:
+    M, N = case.shape
+    item = case.dtype.itemsize
+    return (2 * M * N + 2 * N) * item + 8 * M, (3 * M * N + 3 * N) * item + 8 * M
+
+
+def _flops(case: Case) -> tuple[int, int]:
+    elements = case.shape[0] * case.shape[1]
+    return 8 * elements, 14 * elements
+
+
+BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager": F.layer_norm})
+
+
+def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
+    """Every configuration the choosers can return, by row length."""
+    from ....kernels import reduce, rows
+    from ....kernels.config import CLUSTER_TRITON, has_clusters
+    from ....kernels.norm import layer_norm, layer_norm_bwd, layer_norm_cluster
+
+    M, sms = 65536, 132
+    for N, dtype in cross((*_AUDIT_WHOLE, *_AUDIT_ODD), _AUDIT_DTYPES):
+        facts = (M, N, dtype.itemsize, capability, sms)
+        vec, edges, same = rows.row_vectors(N, dtype.itemsize, 1, (N,))
+        whole = vec > 1 and not edges
+        config = layer_norm.layer_norm_fwd_config(*facts, whole)
+        args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y")} | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
+        args |= {"N": N} if config.chunked else {"M": M, "N": N}
+        args |= {"stride_xm": N, "stride_xn": 1, "stride_ym": N, "eps": "fp32"}
+        constexprs = {"HAS_WEIGHT": True, "HAS_BIAS": True, "STATS": True, "VEC": vec, "BLOCK_N": config.block_n}
+        constexprs |= {"EDGES": edges, "SAME": same}
+        constexprs |= {} if config.chunked else {"BLOCK_M": config.block_m}
+        kernel = layer_norm.layer_norm_fwd_chunked_kernel if config.chunked else layer_norm.layer_norm_fwd_kernel
+        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=whole)
+        if edges:  # w and b, at any offset, take narrow loads, two for each element of x: so the widths are judged without
+            constexprs |= {"HAS_WEIGHT": False, "HAS_BIAS": False}
+            yield audit_case(kernel, f"N={N} plain", dtype, args, constexprs, config.num_warps, aligned=True)
+        vec = rows.whole_vectors(N, dtype.itemsize, 1, (N,))
+        config = layer_norm_bwd.layer_norm_bwd_config(*facts, vec > 1)
+        kernel = layer_norm_bwd.layer_norm_bwd_chunked_kernel if config.chunked else layer_norm_bwd.layer_norm_bwd_kernel
+        pointers = {"dy_ptr": "*x", "x_ptr": "*x", "w_ptr": "*x", "mean_ptr": "*fp32", "rstd_ptr": "*fp32", "dx_ptr": "*x"}
+        pointers |= {"dw_part_ptr": "*fp32", "db_part_ptr": "*fp32"}
+        strides = {"stride_dym": N, "stride_dyn": 1, "stride_xm": N, "stride_xn": 1, "stride_dxm": N}
+        constexprs = {"HAS_WEIGHT": True, "NEED_DX": True, "NEED_DW": True, "NEED_DB": True}
+        constexprs |= {"VEC": vec, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+        args = {**pointers, "M": M, "N": N, **strides}
+        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1)
+    for N, dtype in cross((65536, 128256, 256000) if has_clusters(capability, CLUSTER_TRITON) else (), _AUDIT_DTYPES):
+        config = layer_norm.layer_norm_fwd_config(M, N, dtype.itemsize, capability, sms)
+        config = layer_norm_cluster.layer_norm_fwd_cluster_config(config, N)
+        pointers = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y")} | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
+        args = {**pointers, "N": N, "stride_xm": N, "stride_xn": 1, "stride_ym": N, "eps": "fp32"}
+        constexprs = {"HAS_WEIGHT": True, "HAS_BIAS": True, "STATS": True}
+        constexprs |= {"VEC": 16 // dtype.itemsize, "BLOCK_N": config.block_n}
+        kernel = layer_norm_cluster.layer_norm_fwd_cluster_kernel
+        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, num_ctas=config.num_ctas)
+    blocks = {"BLOCK_P": reduce.COLUMN_SUM_BLOCK_P, "BLOCK_N": reduce.COLUMN_SUM_BLOCK_N}
+    args = {"part_ptr": "*fp32", "first_ptr": "*x", "second_ptr": "*x", "P": 528, "N": 768, "stride_pp": 768}
+    yield audit_case(reduce.column_sum_kernel, "P=528 N=768", torch.bfloat16, args, blocks, 4)
+
+
+_AUDIT_DTYPES = (torch.bfloat16, torch.float32)
+_AUDIT_WHOLE = (64, 256, 512, 768, 1000, 1024, 1600, 4096, 8192, 16384, 32768, 65536, 131072)
+_AUDIT_ODD = (197, 1001, 1023, 4097, 8191, 50257)

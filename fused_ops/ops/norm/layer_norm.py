@@ -1,0 +1,185 @@
+"""Layer norm: fused_layernorm, its raw operators, and its SPEC."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from ..._torch.arguments import FLOATS, refuse, require_device, require_float, require_shape, require_tensor
+from ..._torch.autograd import autocasts_to_fp32, differentiable_backward, runs_aten
+from ..._torch.eager import fast_applies, fast_path, implementations
+from ..._torch.library import define
+from ..._torch.spec import Backward, OpSpec
+from .cases import layer_norm as cases
+from .layer_norm_launch import infer_launch, layer_norm_bwd_launch, layer_norm_launch
+from .layer_norm_reference import differentiable_rows, layer_norm_bwd_reference, layer_norm_reference, train_reference
+
+
+def _forward(run: Any, ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    y, mean, rstd = run(x, weight, bias, eps)
+    ctx.save_for_backward(x, weight, bias, mean, rstd)
+    ctx.eps = eps
+    return y
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        return _forward(_FWD, ctx, x, weight, bias, eps)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *differentiable_backward(differentiable_rows, (x, weight, bias, ctx.eps), dy)[:3], None
+        if mean.dim() == x.dim():
+            mean, rstd = mean.squeeze(-1), rstd.squeeze(-1)
+        need_dx, need_dw, need_db, _ = ctx.needs_input_grad
+        bias_dtype = None if bias is None else bias.dtype
+        dx, dw, db = _BWD(dy, x, weight, mean, rstd, need_dx, need_dw, need_db, bias_dtype)
+        return dx if need_dx else None, dw if need_dw else None, db if need_db else None, None
+
+
+def fused_layernorm(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Optional[Tensor] = None,
+    bias: Optional[Tensor] = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Layer normalisation over the last dimensions, as torch.nn.functional.layer_norm, in one fused kernel.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, mean and biased variance over the trailing normalized_shape.
+
+    Args:
+        input: (*, *normalized_shape), float32, float16, bfloat16 or float64, any strides.
+        normalized_shape: the trailing dimensions to normalise over; a sequence of ints, or one int.
+        weight: of shape normalized_shape, or None. It may be of another float dtype than input (fp32 with bf16).
+        bias: of shape normalized_shape, or None; likewise.
+        eps: added to the variance.
+
+    Returns:
+        A contiguous tensor of input's shape and dtype. Under CUDA autocast, input, weight and bias are cast to float32, and
+        the result is float32, as torch's.
+
+    Raises:
+        RuntimeError: a shape that does not fit, tensors on different devices.
+        NotImplementedError (a RuntimeError): a dtype that is no float.
+        TypeError: an argument of the wrong type.
+
+    Statistics are computed in fp32. Gradients for input, weight and bias, each only when needed, the same bits on every
+    run; differentiable twice. Source: Ba, Kiros, Hinton, Layer Normalization, 2016.
+    """
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+    else:
+        return _fused_layernorm(input, normalized_shape, weight, bias, eps)
+
+
+def _fused_layernorm(
+    input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    way = fast_path(input, weight, bias)
+    if way == "aten":
+        if input.dtype in FLOATS:
+            try:
+                return _INFER[way](input, shape, weight, bias, eps)
+            except Exception:  # what ATen refuses is refused below, in our words
+                pass
+    elif way and len(shape) == 1 and _fits(input, shape, weight, bias):
+        if way == "cuda":
+            return _INFER[way](input, shape, weight, bias, eps)
+        return _APPLY[way](input, weight, bias, eps)
+    if has_torch_function_variadic(input, weight, bias):
+        overridable = tuple(t for t in (input, weight, bias) if t is not None)
+        return handle_torch_function(fused_layernorm, overridable, input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
+    _check(input, shape, weight, bias)
+    if runs_aten("layer_norm"):
+        return F.layer_norm(input, shape, weight, bias, eps)
+    if autocasts_to_fp32(input):
+        input = input.float() if input.dtype is not torch.float64 else input
+        weight = weight.to(input.dtype) if weight is not None else None
+        bias = bias.to(input.dtype) if bias is not None else None
+    if len(shape) == 1:
+        return _rows(input, weight, bias, eps)
+    rows = input.flatten(-len(shape))
+    flat_weight = weight.flatten() if weight is not None else None
+    flat_bias = bias.flatten() if bias is not None else None
+    return _rows(rows, flat_weight, flat_bias, eps).view(input.shape)
+
+
+def _rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Layer norm over the last dimension, by the autograd Function only when something needs a gradient."""
+    if _needs_grad(x, weight, bias):
+        return _LayerNorm.apply(x, weight, bias, eps)
+    return _FWD(x, weight, bias, eps)[0]
+
+
+def _needs_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
+    )
+
+
+def _fits(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> bool:
+    """What _check checks, in one expression, for tensors on one device and one normalised dimension."""
+    sizes = x.shape
+    return (
+        len(sizes) > 0
+        and sizes[-1] == shape[0]
+        and x.dtype in FLOATS
+        and (weight is None or (weight.shape == shape and weight.dtype in FLOATS))
+        and (bias is None or (bias.shape == shape and bias.dtype in FLOATS))
+    )
+
+
+def _check(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
+    op = "fused_layernorm"
+    require_tensor(op, "input", x)
+    require_float(op, "input", x)
+    if len(shape) == 0:
+        refuse(RuntimeError, op, "normalized_shape", shape, "at least one dimension")
+    if x.shape[-len(shape) :] != shape:
+        got = f"{shape} with input of shape {tuple(x.shape)}"
+        refuse(RuntimeError, op, "normalized_shape", got, f"the last dimensions of input, here {tuple(x.shape[-len(shape) :])}")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None:
+            require_tensor(op, name, parameter, optional=True)
+            require_float(op, name, parameter)
+            require_shape(op, name, parameter, shape)
+            require_device(op, name, parameter, x.device)
+
+
+SPEC = define(
+    OpSpec(
+        name="layer_norm",
+        public=fused_layernorm,
+        torch_fn=F.layer_norm,
+        schema="(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor rstd)",
+        reference=layer_norm_reference,
+        launch=layer_norm_launch,
+        bound=cases.fwd_bound,
+        backward=Backward(
+            schema=(
+                "(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, bool need_dx, bool need_dw,"
+                " bool need_db, ScalarType? bias_dtype) -> (Tensor dx, Tensor dw, Tensor db)"
+            ),
+            reference=layer_norm_bwd_reference,
+            launch=layer_norm_bwd_launch,
+            bound=cases.bwd_bound,
+        ),
+        samples=cases.samples,
+        errors=cases.errors,
+        bench=cases.BENCH,
+        audit=cases.audit,
+    )
+)
+_FWD, _BWD = SPEC.fwd, SPEC.bwd
+_TRAIN = implementations("layer_norm_fwd", train_reference, layer_norm_launch)
+_INFER = implementations("layer_norm_fwd", torch.layer_norm, infer_launch)
+_APPLY = fast_applies(_LayerNorm, _forward, _TRAIN)

@@ -1,0 +1,106 @@
+"""Layer norm with its output quantised to fp8, for inference: fused_layernorm_fp8, its raw operator, and its SPEC."""
+
+from __future__ import annotations
+
+from typing import Optional, Union
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from ..._torch.arguments import refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
+from ..._torch.library import define
+from ..._torch.spec import NO_BACKWARD, OpSpec
+from .cases import layer_norm_fp8 as cases
+from .layer_norm_fp8_launch import layer_norm_fp8_launch
+from .layer_norm_fp8_reference import layer_norm_fp8_eager, layer_norm_fp8_reference
+
+
+def fused_layernorm_fp8(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Optional[Tensor] = None,
+    bias: Optional[Tensor] = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Layer normalisation with its result quantised to fp8, a scale a row, in one kernel: for inference.
+
+    y = (input - mean) / sqrt(var + eps) * weight + bias as fused_layernorm's; scale = max |y| / 448 over the row; the result
+    is y / scale rounded to e4m3. fused_linear_fp8 takes both as its input and input_scale.
+
+    Args:
+        input: (*, *normalized_shape), float32, float16, bfloat16 or float64, any strides.
+        normalized_shape: the trailing dimensions to normalise over; a sequence of ints, or one int.
+        weight: of shape normalized_shape, or None. It may be of another float dtype than input.
+        bias: of shape normalized_shape, or None; likewise.
+        eps: added to the variance.
+
+    Returns:
+        (q, scale): q float8_e4m3fn of input's shape, contiguous; scale float32 of input's leading shape. y is about
+        q * scale: within half a spacing of e4m3. A row of zeros has the scale 1e-12 / 448; a NaN makes its row's NaN.
+
+    Raises:
+        RuntimeError: a shape that does not fit, tensors on different devices; a tensor that requires a gradient while
+            gradients are recorded, for this op has none.
+        NotImplementedError (a RuntimeError): a dtype that is no float.
+        TypeError: an argument of the wrong type.
+
+    Statistics and y are in fp32, and y is rounded once, to e4m3. Source: Micikevicius et al., FP8 Formats for Deep Learning, 2022.
+    """
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return layer_norm_fp8_eager(input, normalized_shape, weight, bias, eps)
+    else:
+        return _fused_layernorm_fp8(input, normalized_shape, weight, bias, eps)
+
+
+def _fused_layernorm_fp8(
+    input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if has_torch_function_variadic(input, weight, bias):
+        given = tuple(t for t in (input, weight, bias) if t is not None)
+        return handle_torch_function(fused_layernorm_fp8, given, input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
+    _check(input, shape, weight, bias)
+    if len(shape) == 1:
+        return _FWD(input, weight, bias, eps)
+    flat_weight = weight.flatten() if weight is not None else None
+    flat_bias = bias.flatten() if bias is not None else None
+    q, scale = _FWD(input.flatten(-len(shape)), flat_weight, flat_bias, eps)
+    return q.view(input.shape), scale
+
+
+def _check(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
+    op = "fused_layernorm_fp8"
+    require_tensor(op, "input", x)
+    require_float(op, "input", x)
+    if len(shape) == 0:
+        refuse(RuntimeError, op, "normalized_shape", shape, "at least one dimension")
+    if x.shape[-len(shape) :] != shape:
+        got = f"{shape} with input of shape {tuple(x.shape)}"
+        refuse(RuntimeError, op, "normalized_shape", got, f"the last dimensions of input, here {tuple(x.shape[-len(shape) :])}")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None:
+            require_tensor(op, name, parameter, optional=True)
+            require_float(op, name, parameter)
+            require_shape(op, name, parameter, shape)
+            require_device(op, name, parameter, x.device)
+    refuse_gradients(op, (("input", x), ("weight", weight), ("bias", bias)))
+
+
+SPEC = define(
+    OpSpec(
+        name="layer_norm_fp8",
+        public=fused_layernorm_fp8,
+        torch_fn=layer_norm_fp8_eager,
+        schema="(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor q, Tensor scale)",
+        reference=layer_norm_fp8_reference,
+        launch=layer_norm_fp8_launch,
+        bound=cases.fwd_bound,
+        backward=NO_BACKWARD,
+        samples=cases.samples,
+        errors=cases.errors,
+        bench=cases.BENCH,
+        audit=cases.audit,
+    )
+)
+_FWD = SPEC.fwd

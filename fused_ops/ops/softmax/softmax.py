@@ -1,0 +1,129 @@
+"""Softmax: fused_softmax, its raw operators, and its SPEC."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from ..._torch.arguments import FLOATS, normalize_dim, refuse, require_float, require_tensor
+from ..._torch.autograd import autocasts_to_fp32, runs_aten
+from ..._torch.eager import fast_applies, fast_path, implementations
+from ..._torch.library import define
+from ..._torch.spec import Backward, OpSpec
+from .cases import softmax as cases
+from .softmax_launch import softmax_bwd_launch, softmax_launch
+from .softmax_reference import softmax_bwd_reference, softmax_reference
+
+
+def _forward(run: Any, ctx: Any, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+    y: Tensor = run(x, dim, dtype)
+    ctx.save_for_backward(y)
+    ctx.options = dim, dtype and x.dtype
+    return y
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+        return _forward(_FWD, ctx, x, dim, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (y,) = ctx.saved_tensors
+        dim, dtype = ctx.options
+        dtype = dtype or y.dtype
+        if torch.is_grad_enabled():  # create_graph=True: y has its own history, through which the second order goes
+            wide = torch.float64 if y.dtype is torch.float64 else torch.float32
+            product = dy.to(wide) * y.to(wide)
+            return (product - y * product.sum(dim, keepdim=True)).to(dtype), None, None
+        return _BWD(dy, y, dim, dtype), None, None
+
+
+def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] = None) -> Tensor:
+    """Softmax over one dimension, as torch.nn.functional.softmax, in one fused kernel.
+
+    y = exp(x - max(x)) / sum(exp(x - max(x))) over dim.
+
+    Args:
+        input: any shape and strides; float32, float16, bfloat16 or float64, or any other real dtype when dtype is given.
+        dim: the dimension that sums to 1; negative counts from the end.
+        dtype: the result's float dtype, or None for input's. The conversion is part of the kernel.
+
+    Returns:
+        A contiguous tensor of input's shape, in dtype. Under CUDA autocast and with no dtype: float32, as torch's.
+
+    Raises:
+        IndexError: dim out of range.
+        NotImplementedError (a RuntimeError): a dtype that is no float.
+        TypeError: an argument of the wrong type.
+
+    Computed in fp32. A row that holds NaN or +inf, or only -inf, gives NaN, as torch's. Differentiable twice.
+    Source: Milakov and Gimelshein, Online normalizer calculation for softmax, 2018 (rows beyond the registers).
+    """
+    way = fast_path(input)
+    if way and dtype is None and input.dtype in FLOATS and type(dim) is int:
+        if way == "aten":
+            try:
+                return _RUN[way](input, dim, None)
+            except Exception:  # what ATen refuses is refused below, in our words
+                pass
+        elif -(rank := input.dim()) <= dim < rank:
+            return _RUN[way](input, dim % rank, None)
+    return _fused_softmax(input, dim, dtype)
+
+
+def _fused_softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+    op = "fused_softmax"
+    if has_torch_function_unary(input):
+        return handle_torch_function(fused_softmax, (input,), input, dim, dtype=dtype)
+    require_tensor(op, "input", input)
+    if dtype is None:
+        require_float(op, "input", input)
+    elif dtype not in FLOATS:
+        refuse(NotImplementedError, op, "dtype", dtype, "torch.float32, float16, bfloat16, float64, or None")
+    elif input.is_complex():
+        refuse(NotImplementedError, op, "input", input.dtype, "a real dtype")
+    dim = normalize_dim(op, dim, input.dim())
+    if runs_aten("softmax"):
+        return F.softmax(input, dim, dtype=dtype)
+    if dtype is None and input.dtype is not torch.float64 and autocasts_to_fp32(input):
+        dtype = torch.float32
+    if input.requires_grad and torch.is_grad_enabled():
+        return _Softmax.apply(input, dim, dtype)
+    return _FWD(input, dim, dtype)
+
+
+# torch.jit.script cannot compile keyword-only arguments: in a script, fused_softmax(x, dim) is ATen's own softmax.
+torch.jit._builtins._register_builtin(fused_softmax, "aten::softmax")
+
+
+SPEC = define(
+    OpSpec(
+        name="softmax",
+        public=fused_softmax,
+        torch_fn=F.softmax,
+        schema="(Tensor x, int dim, ScalarType? dtype) -> Tensor",
+        reference=softmax_reference,
+        launch=softmax_launch,
+        bound=cases.fwd_bound,
+        backward=Backward(
+            schema="(Tensor dy, Tensor y, int dim, ScalarType dtype) -> Tensor",
+            reference=softmax_bwd_reference,
+            launch=softmax_bwd_launch,
+            bound=cases.bwd_bound,
+        ),
+        samples=cases.samples,
+        errors=cases.errors,
+        bench=cases.BENCH,
+        audit=cases.audit,
+    )
+)
+_FWD, _BWD = SPEC.fwd, SPEC.bwd
+_RUN = implementations("softmax_fwd", torch.softmax, softmax_launch)
+
+
+_RUN |= fast_applies(_Softmax, _forward, _RUN)

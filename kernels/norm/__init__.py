@@ -1,0 +1,1 @@
+"""Layer norm kernels: forward, backward, clusters, output quantised to fp8."""

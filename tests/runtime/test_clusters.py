@@ -1,0 +1,74 @@
+"""Whether rows run as clusters, and what happens where a GPU refuses one. tests/ptx/test_clusters.py executes them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from fused_ops._runtime import backend, clusters
+from fused_ops._runtime import launch as launch_module
+from fused_ops._runtime.compiled import Planned
+from fused_ops._runtime.launch import launch_planned
+from fused_ops._runtime.plans import plan
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The num_ctas of each launch on a GPU of compute capability 9.0 that refuses clusters."""
+    monkeypatch.setattr(clusters, "properties_of", lambda _: ((9, 0), 132))
+    monkeypatch.setattr(clusters, "_triton", lambda: (3, 8))
+    monkeypatch.setattr(clusters, "_given_up", set())
+    monkeypatch.setattr(launch_module, "_current_device", lambda: -2)  # so that every launch goes the long way
+    made: list[int] = []
+
+    def launch(kernel: Any, grid: int, anchor: Any, *args: Any, **kwargs: Any) -> None:
+        made.append(kwargs.get("num_ctas", 1))
+        if made[-1] > 1:
+            raise RuntimeError("Triton Error [CUDA]: cluster misconfiguration\nmore")
+
+    monkeypatch.setattr(launch_module, "launch", launch)
+    return made
+
+
+@plan
+def _rows(N: int, device: int) -> Planned:
+    return Planned(device, None, 1, (N,), {"num_ctas": 8} if clusters.clusters_wanted(device) else {})
+
+
+def test_a_gpu_that_refuses_a_cluster_runs_none_from_then_on(launched: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    backend.warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "fused_ops"):
+        for _ in range(2):
+            launch_planned(_rows(128256, 0), torch.empty(1))
+    assert launched == [8, 1, 1]
+    (record,) = caplog.records
+    assert "GPU 0 runs none (RuntimeError: Triton Error [CUDA]: cluster misconfiguration)" in record.getMessage()
+    assert clusters.can_cluster(1)  # another GPU still does
+    assert not clusters.can_cluster(0)
+
+
+def test_other_errors_are_raised(launched: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such memory")
+
+    monkeypatch.setattr(launch_module, "launch", launch)
+    for planned in (Planned(0, None, 1, (), {}), _rows(3, -1)):
+        with pytest.raises(RuntimeError, match="no such memory"):
+            launch_planned(planned, torch.empty(1))
+    assert clusters.can_cluster(0)
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(None, True), ("1", True), ("0", False)])
+def test_the_environment_decides(value: str | None, wanted: bool) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "FUSED_OPS_CLUSTER"} | (
+        {} if value is None else {"FUSED_OPS_CLUSTER": value}
+    )
+    code = "from fused_ops._runtime import settings; print(settings.CLUSTER)"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == str(wanted), done.stderr

@@ -1,0 +1,95 @@
+"""The direct launch against kernel[grid]: what the driver is asked for is the same, in every situation.
+
+There is no GPU in it: Triton's own driver and launcher run on a libcuda that records (stub_cuda.c), in a process of its
+own. FUSED_OPS_TEST_TRITONS, folders joined by ":" that each hold another version's `triton`, repeats it for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fused_ops._runtime import compiled, launch, plans
+
+ROOT = Path(__file__).parents[2]
+TRITONS = ["", *filter(None, os.environ.get("FUSED_OPS_TEST_TRITONS", "").split(":"))]
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if sys.platform != "linux" or shutil.which(os.environ.get("CC", "cc")) is None:
+        pytest.skip("the stub driver needs Linux and a C compiler, as Triton itself does")
+    folder = tmp_path_factory.mktemp("stub")
+    program = [sys.executable, "-m", "tests.runtime.stub_driver"]
+    subprocess.run([*program, "build", str(folder)], check=True, cwd=ROOT)
+    return folder
+
+
+def _program(stub: Path, command: str, triton: str) -> dict[str, Any]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"LD_LIBRARY_PATH": str(stub), "TRITON_LIBCUDA_PATH": str(stub), "OMP_NUM_THREADS": "1"}
+    environment |= {"TRITON_CACHE_DIR": str(stub / (triton.replace("/", "_") or "here"))}
+    environment["PYTHONPATH"] = ":".join(filter(None, [triton, str(ROOT), environment.get("PYTHONPATH", "")]))
+    command_line = [sys.executable, "-m", "tests.runtime.stub_driver", command]
+    done = subprocess.run(command_line, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("triton", TRITONS, ids=lambda path: path or "installed")
+def test_direct_launch_is_what_triton_launches(stub: Path, triton: str) -> None:
+    result = _program(stub, "check", triton)
+    assert result["compared"] > 250
+    assert result["wrong"] == []
+    can, clusters = result["clusters"]
+    assert can == (tuple(map(int, result["triton"].split(".")[:2])) >= (3, 8))
+    assert len(clusters) == (36 if can else 0)
+    for programs, launched, cluster in clusters:  # a kernel's grid counts clusters, the driver's their programs
+        assert (programs, launched) == (3, 3 * cluster)
+    assert {cluster for *_, cluster in clusters} == ({2, 4, 8} if can else set())
+    assert result["device"] == [True, True], "another device has a kernel and a stream of its own"
+    assert result["threads"] == [[0, 1, 2, 3], 800]
+    assert result["hooked"] == 1, "a profiler's hook sees the launch"
+    assert result["fallback"] == [1, True], "an unknown launcher is replaced by Triton's, once"
+    assert result["kept"] <= 4, "the plans kept have a limit"
+    assert result["alignments"] <= 4, "what one plan keeps has a limit"
+
+
+@pytest.mark.slow
+def test_direct_launch_costs_less_host_time(stub: Path) -> None:
+    times = _program(stub, "time", "")
+    assert times["direct public"] < 0.5 * times["kernel[grid] public"], times
+
+
+def test_nothing_is_launched_on_an_empty_grid() -> None:
+    launch.launch(None, 0, torch.empty(0))
+
+
+def test_a_plan_is_kept_and_symbolic_sizes_are_not() -> None:
+    calls = []
+
+    @plans.plan
+    def chosen(size: Any) -> compiled.Planned:
+        calls.append(size)
+        return compiled.Planned(0, None, 7, (), {})
+
+    first = chosen(3)
+    assert chosen(3) is first
+    assert [chosen([1]).grid, chosen([1]).grid] == [7, 7]
+    assert calls == [3, [1], [1]]
+
+
+def test_an_unknown_launcher_is_left_to_triton() -> None:
+    class Compiled:
+        _run = object()
+
+    assert compiled._direct_launch(compiled.Planned(0, None, 1, (), {}), Compiled(), 0) is None

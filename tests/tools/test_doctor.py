@@ -1,0 +1,74 @@
+"""fused-ops doctor, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+import torch
+
+from fused_ops import REGISTRY
+from fused_ops.export.cli import doctor as command
+
+
+def doctor(*options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    base = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FUSED_OPS_BACKEND")}
+    line = [sys.executable, "-m", "fused_ops", "doctor", *options]
+    return subprocess.run(line, env=base | env, capture_output=True, text=True, timeout=120)
+
+
+def test_json_holds_everything() -> None:
+    done = doctor("--json", TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"python", "packages", "gpu", "settings", "ops", "exports", "caches", "problems"}
+    assert found["packages"]["torch"] == version("torch")
+    assert {o["op"] for o in found["ops"]} >= {spec.public.__name__ for spec in REGISTRY.values()}
+    if not torch.cuda.is_available():
+        assert not found["gpu"]["available"]
+        assert all(o["backend"] == "interpreter" and "TRITON_INTERPRET" in o["reason"] for o in found["ops"])
+    assert {c["cache"] for c in found["caches"]} >= {"triton", "inductor"}
+    targets = {e["target"]: e for e in found["exports"]}
+    assert set(targets) >= {"onnx", "tensorrt", "torchscript", "aoti"}
+    for target in targets.values():
+        assert target["available"] == (not target["missing"])
+        assert bool(target["install"]) == (not target["available"])
+
+
+def test_text_names_backends_reasons_and_what_to_install() -> None:
+    done = doctor()
+    assert done.returncode == 0, done.stderr
+    for word in ("Installation", "Ops", "Export targets", "Caches", version("torch"), "fused_softmax", "no problems"):
+        assert word in done.stdout
+    if not torch.cuda.is_available():
+        assert "CPU tensors run ATen" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU, FUSED_OPS_BACKEND=triton is possible")
+def test_what_cannot_run_is_a_problem() -> None:
+    done = doctor(FUSED_OPS_BACKEND="triton")
+    assert done.returncode == 1
+    assert "problem: fused_softmax: FUSED_OPS_BACKEND=triton, but the tensors are on the CPU" in done.stdout
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fused_ops._tools import doctor as doctor_module
+
+    monkeypatch.setattr(doctor_module, "find_spec", lambda name: None if name in ("onnx", "tensorrt") else object())
+    rows = {row["target"]: row for row in doctor_module._exports()}
+    assert rows["tensorrt"]["missing"] == ["onnx", "tensorrt"]
+    assert rows["tensorrt"]["install"] == "pip install 'fused-ops[tensorrt]'"
+    assert rows["torchscript"]["available"]
+
+
+def test_problems_of_a_gpu() -> None:
+    gpu = {"available": True, "devices": [{"name": "Old", "capability": "7.5", "supported": False}]}
+    found = {"ops": [], "gpu": gpu, "packages": {"triton": None}}
+    problems = command._problems(found)
+    assert len(problems) == 2
+    assert "pip install triton" in problems[0]
+    assert "Old: compute capability 7.5, the kernels need 8.0" in problems[1]

@@ -1,0 +1,160 @@
+"""Who has a say in a call, and so keeps it from the short way past the dispatcher: each of them, one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+
+from fused_ops import fused_layernorm, fused_linear, fused_softmax
+from fused_ops._runtime.settings import INTERPRET
+from fused_ops._torch.eager import fast_path
+from tests.torch.calls import OperatorsSeen
+
+PLAIN = None if INTERPRET else "aten"
+WITH_GRADIENTS = None if INTERPRET else "cpu grad"
+
+
+class Watching(TorchFunctionMode):
+    """A mode that changes nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Overriding(Tensor):
+    """A subclass with __torch_function__."""
+
+
+class Silent(Tensor):
+    """A subclass without."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+WATCHERS: dict[str, Callable[[], Any]] = {
+    "dispatch mode": OperatorsSeen,
+    "fake tensors": FakeTensorMode,
+    "function mode": Watching,
+    "device context": lambda: torch.device("cpu"),
+    "profiler": lambda: profile(activities=[ProfilerActivity.CPU]),
+    "old profiler": torch.autograd.profiler.profile,
+}
+CHANGERS: dict[str, Callable[[], Any]] = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "forward AD": forward_ad.dual_level,
+}
+
+
+def test_plain_tensors() -> None:
+    x, w = torch.randn(2, 3), Parameter(torch.randn(3))
+    assert fast_path(x) == fast_path(x, None, x) == PLAIN
+    assert fast_path(w, None, x) == fast_path(x, w, None) == fast_path(x, None, w) == WITH_GRADIENTS
+    with torch.no_grad():
+        assert fast_path(w, w, w) == PLAIN
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        assert fast_path(w, x) == PLAIN
+
+
+@pytest.mark.parametrize("name", [*WATCHERS, *CHANGERS])
+def test_contexts(name: str) -> None:
+    """A watcher sees our operators; a changer changes what an implementation of ours would do, but ATen's functions know it."""
+    x, w = torch.randn(2, 3), torch.randn(3, requires_grad=True)
+    with (WATCHERS | CHANGERS)[name]():
+        assert fast_path(x, w, w) is None
+        assert fast_path(x, x, x) == (None if name in WATCHERS else PLAIN)
+    assert fast_path(x, w, w) == WITH_GRADIENTS
+
+
+def test_transforms_and_tracers() -> None:
+    found: list[str | None] = []
+    w = torch.randn(3, requires_grad=True)
+
+    def function(x: Tensor) -> Tensor:
+        found.append(fast_path(x, w))
+        return x.sum()
+
+    x = torch.randn(2, 3)
+    torch.func.vmap(function)(x)
+    torch.func.grad(function)(x)
+    torch.func.jvp(function, (x,), (x,))
+    torch.func.functionalize(function)(x)
+    torch.jit.trace(function, (x,), check_trace=False)
+    make_fx(function)(x)
+    make_fx(function, pre_dispatch=True)(x)
+    assert found == [None] * len(found)
+    assert len(found) >= 7
+    compiled = torch.compile(lambda x: x + (1 if fast_path(x) is None else 2), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), x + 1)
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "float32"), ("float64", "float64")])
+def test_cpu_autocast_without_gradients(activation: str | None, dtypes: tuple[str, str]) -> None:
+    """The shortest way leaves the casts to ATen, a dispatch mode leaves them to us: the same bits."""
+    x, w, W = torch.randn(2, 3), torch.randn(3), torch.randn(4, 3)
+    x, w, W = x.to(getattr(torch, dtypes[0])), w.to(getattr(torch, dtypes[1])), W.to(getattr(torch, dtypes[1]))
+    calls: list[Callable[[], Tensor]] = [
+        lambda: fused_linear(x, W, None, activation), lambda: fused_softmax(x), lambda: fused_layernorm(x, (3,), w, w),
+    ]  # fmt: skip
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for call in calls:
+            short = call()
+            with OperatorsSeen() as seen:
+                long = call()
+            assert len(seen) == 1
+            assert short.dtype is long.dtype
+            assert torch.equal(short, long)
+
+
+@pytest.mark.parametrize("position", range(3))
+@pytest.mark.parametrize("disabled", [False, True])
+def test_tensors_that_are_not_plain(position: int, disabled: bool) -> None:
+    """A subclass is one also where its __torch_function__ is switched off."""
+    plain = torch.randn(3)
+    others: list[Any] = [plain.as_subclass(Overriding), plain.as_subclass(Silent), plain.to("meta"), 3.0, [1.0]]
+    with torch._C.DisableTorchFunction() if disabled else contextlib.nullcontext():
+        for other in others:
+            tensors: list[Any] = [plain] * 3
+            tensors[position] = other
+            assert fast_path(*tensors) is None, (position, type(other))
+
+
+def test_bad_arguments_get_one_error_of_ours() -> None:
+    """The short way hands nothing to ATen that the checks would have refused."""
+    x, w = torch.randn(2, 3), torch.randn(3)
+    for arguments in (
+        (x.long(), (3,)), (x[:0].long(), (3,)), (x, (4,)), (x, (3,), w.long()), (x, (3,), w[:2]), (x, (3,), w, w[:2]),
+        (x[:0], (3,), w, w.long()), (x, (3,), w.view(1, 3)), (x, (3,), w.to("meta")), (x[0, 0], (1,)), (x, ()),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=r"^fused_layernorm: "):
+            fused_layernorm(*arguments)  # type: ignore[arg-type]
+    W = torch.randn(4, 3)
+    for arguments in (
+        (x.long(), W.long()), (x, W.double()), (x, W, torch.randn(2, 4)), (x, W.view(1, 4, 3)), (x[0, 0], W), (x, W.t()),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=r"^fused_linear: "):
+            fused_linear(*arguments)  # type: ignore[arg-type]
+
+
+def test_the_result_is_contiguous_whatever_the_strides() -> None:
+    for x in (torch.randn(4, 6).t(), torch.randn(4, 6, 2)[..., 0], torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+              torch.randn(1, 6).as_strided((1, 6), (99, 1)), torch.randn(1, 6).expand(4, 6)):  # fmt: skip
+        N = x.shape[-1]
+        w, b, W = torch.randn(2 * N)[::2], torch.randn(N), torch.randn(N, 7).t()
+        for ours, aten in (
+            (fused_layernorm(x, (N,), w, b), F.layer_norm(x, (N,), w, b)), (fused_linear(x, W), F.linear(x, W)),
+        ):  # fmt: skip
+            assert ours.stride() == aten.contiguous().clone(memory_format=torch.contiguous_format).stride()
+            torch.testing.assert_close(ours, aten)
