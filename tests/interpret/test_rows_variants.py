@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fused_ops import REGISTRY, fused_layernorm
-from fused_ops._runtime import clusters, tables
+from fused_ops._runtime import clusters, settings, tables
 from fused_ops._runtime import launch as launch_module
 from fused_ops._runtime.plans import forget_plans
 from fused_ops._tools import tune_measure
@@ -245,7 +245,7 @@ def test_clusters_are_chosen_by_request_where_they_can_run(
     monkeypatch: pytest.MonkeyPatch, wanted: bool, triton: tuple[int, int], kernels: list[str], ctas: list[int]
 ) -> None:
     launched = _launches(monkeypatch)
-    monkeypatch.setattr(clusters, "WANTED", wanted)
+    monkeypatch.setattr(settings, "CLUSTER", wanted)
     monkeypatch.setattr(clusters, "_triton", lambda: triton)
     forget_plans()
     x = torch.randn(2, 128256)
@@ -264,7 +264,7 @@ def test_clusters_are_chosen_by_request_where_they_can_run(
 @pytest.mark.usefixtures("poisoned_memory")
 def test_layer_norm_clusters_are_chosen_by_request(monkeypatch: pytest.MonkeyPatch, N: int, wanted: bool, kernel: str) -> None:
     launched = _launches(monkeypatch)
-    monkeypatch.setattr(clusters, "WANTED", wanted)
+    monkeypatch.setattr(settings, "CLUSTER", wanted)
     monkeypatch.setattr(clusters, "_triton", lambda: (3, 8))
     forget_plans()
     w, b = torch.randn(2, N)

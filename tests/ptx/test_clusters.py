@@ -13,7 +13,7 @@ import torch
 import triton
 
 from fused_ops import fused_layernorm, fused_softmax
-from fused_ops._runtime import clusters as clusters_module
+from fused_ops._runtime import settings
 from fused_ops._runtime.plans import forget_plans
 from fused_ops.testing import ContractMode
 from tests.ptx.device import altered, device
@@ -26,7 +26,7 @@ ROWS = 3
 
 @pytest.fixture(autouse=True)
 def _wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clusters_module, "WANTED", True)
+    monkeypatch.setattr(settings, "CLUSTER", True)
     forget_plans()
 
 
