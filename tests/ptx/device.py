@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from fused_ops._runtime import device as device_module
 from fused_ops._runtime import launch, plans
 from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY
-from tests.ptx import hopper, warp  # noqa: F401  (they register instructions)
+from tests.ptx import hopper, thread, warp  # noqa: F401  (they register instructions)
 from tests.ptx.machine import Code, Machine
 from tests.ptx.memory import Global, Traffic
 from tests.ptx.text import Parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.ptx import hopper, warp  # noqa: F401
+from tests.ptx import hopper, thread, warp  # noqa: F401
 from tests.ptx.arithmetic import arithmetic, comparison, convert, convert_pair
 from tests.ptx.machine import Code, DeadlockError, Machine, UnsupportedError
 from tests.ptx.memory import Global, MemoryFaultError
