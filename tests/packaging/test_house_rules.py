@@ -11,37 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.packaging.conftest import ROOT
+from tests.packaging.sources import PARTS, files, imported_names
 
-# What each part may import of the others: kernels <- fused_ops <- export <- bench.
-ORDER = ("kernels", "fused_ops", "export", "bench")
 # fused_ops/__main__.py is the command line's door, which opens upwards by design, and only inside a function.
 DOOR = Path("fused_ops/__main__.py")
-
-
-def _files(part: str) -> list[Path]:
-    """The part's own sources, relative to the root; the links fused_ops/kernels and fused_ops/export are not followed."""
-    inside = [p.relative_to(ROOT) for p in (ROOT / part).rglob("*.py")]
-    return sorted(p for p in inside if not (part == "fused_ops" and p.parts[1] in ("kernels", "export")))
-
-
-def _package(path: Path) -> list[str]:
-    """The dotted package a source is imported under."""
-    parts = list(path.parent.parts)
-    return parts if parts[0] in ("fused_ops", "bench") else ["fused_ops", *parts]
-
-
-def _imported(path: Path, source: str) -> set[str]:
-    """Every module name the source imports, absolute, relative imports resolved, names of `from` imports appended."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            package = _package(path)
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            names.update(f"{module}.{alias.name}" for alias in node.names)
-    return names
 
 
 def _part_of(module: str) -> str | None:
@@ -55,14 +28,14 @@ def _part_of(module: str) -> str | None:
 
 
 def _upward(path: Path, source: str, part: str) -> list[str]:
-    return sorted(m for m in _imported(path, source) if (p := _part_of(m)) and ORDER.index(p) > ORDER.index(part))
+    return sorted(m for m in imported_names(path, source) if (p := _part_of(m)) and PARTS.index(p) > PARTS.index(part))
 
 
-@pytest.mark.parametrize("part", ORDER[:-1])
+@pytest.mark.parametrize("part", PARTS[:-1])
 def test_imports_run_one_way(part: str) -> None:
-    files = _files(part)
-    assert files
-    wrong = {str(p): up for p in files if p != DOOR and (up := _upward(p, (ROOT / p).read_text(), part))}
+    sources = files(part)
+    assert sources
+    wrong = {str(p): up for p in sources if p != DOOR and (up := _upward(p, (ROOT / p).read_text(), part))}
     assert not wrong
 
 
@@ -74,8 +47,8 @@ def test_only_the_command_line_opens_upwards_and_lazily() -> None:
 
 
 def test_kernels_never_import_torch_or_their_callers() -> None:
-    for path in _files("kernels"):
-        imported = _imported(path, (ROOT / path).read_text())
+    for path in files("kernels"):
+        imported = imported_names(path, (ROOT / path).read_text())
         assert not [m for m in imported if m.split(".")[0] == "torch"], path
         assert not [m for m in imported if _part_of(m) not in (None, "kernels")], path
 

@@ -1,0 +1,79 @@
+"""Names agree: the arguments of all public functions, and the ops that any list outside the registry names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+import torch
+
+from bench import check, goals, modules
+from bench.providers import peers
+from fused_ops._fuse import engine, rewrite, whole
+from fused_ops._runtime import clusters, tables
+from fused_ops._torch import flops, sharding
+from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY, OpSpec
+
+SPECS = {**REGISTRY, **FORWARD_ONLY}
+OPERATORS = {f"{name}_{pass_}" for name in SPECS for pass_ in (("fwd", "bwd") if name in REGISTRY else ("fwd",))}
+# A tensor argument is the input, a weight or a bias of some role, or a scale of one of them.
+TENSOR = re.compile(r"input|(\w+_)?(weight|bias)\d?|(input|weight)_scale")
+OPTIONS = {"dim", "dtype", "normalized_shape", "eps", "activation", "recompute", "out_dtype"}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_arguments_are_named_alike_in_all_ops(spec: OpSpec) -> None:
+    parameters = inspect.signature(spec.public).parameters
+    assert next(iter(parameters)) == "input"
+    assert not [name for name in parameters if not TENSOR.fullmatch(name) and name not in OPTIONS]
+    if spec.torch_fn.__module__.startswith("fused_ops"):  # the eager baseline where torch has no such function
+        assert list(inspect.signature(spec.torch_fn).parameters) == list(parameters)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_refusal_names_an_argument_of_the_function(spec: OpSpec) -> None:
+    """The first word of each message is the function, the second one of its arguments."""
+    checked = 0
+    for error in spec.errors("cpu"):
+        with pytest.raises(error.raises) as raised:
+            spec.public(*error.args, **error.kwargs)
+        found = re.match(rf"{spec.public.__name__}: (\w+): got ", str(raised.value))
+        if found:
+            assert found[1] in inspect.signature(spec.public).parameters, str(raised.value)
+            checked += 1
+    assert checked >= 5
+
+
+def _table(provider: type[peers._Library], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    monkeypatch.setattr(peers.importlib, "import_module", lambda name: None)
+    return set(provider().table())
+
+
+def test_no_list_names_an_op_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = {
+        "bench.goals": {op for goal in goals.GOALS for op in goal.ops},
+        "bench.check": set(check.ROW_OPS),
+        "bench.modules": set(modules._BUILDERS),
+        "fuse(ops=)": {*engine.OPS, *(op.removeprefix("bare_") for op in engine.OPTIONAL_OPS)},
+        "fuse, whole modules": {entry.op for entry in whole.WHOLE.values()},
+        "fuse, functions": set(rewrite.FUSED_FUNCTIONS),
+    } | {provider.__name__: _table(provider, monkeypatch) for provider in (peers.Liger, peers.Quack, peers.FlagGems)}
+    assert all(lists.values())
+    assert not {where: names - SPECS.keys() for where, names in lists.items() if names - SPECS.keys()}
+
+
+def test_no_table_names_an_operator_that_does_not_exist() -> None:
+    lists = {
+        "sharding": {name.split(",")[0] for name in sharding.ROLES},
+        "FLOPs": set(flops.FORMULAS),
+        "tuned": set(tables.KERNELS),
+        "clusters": set(clusters.CLUSTERED),
+    }
+    assert all(lists.values())
+    assert not {where: names - OPERATORS for where, names in lists.items() if names - OPERATORS}
+
+
+def test_every_operator_is_registered_with_torch() -> None:
+    for name in OPERATORS:
+        assert hasattr(torch.ops.fused_ops, name)
