@@ -3,8 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import pytest
+
+from fused_ops._runtime import launch as launch_module
 from fused_ops._runtime import settings
+from fused_ops._runtime.plans import forget_plans
+from fused_ops.kernels.config import RowConfig
 
 os.environ.setdefault("TRITON_INTERPRET", "0")
 collect_ignore_glob = [] if settings.INTERPRET else ["*"]
+
+
+@pytest.fixture
+def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str, RowConfig], list[str]]]:
+    """force(module, chooser, config): the chooser answers config; returns the names of the kernels launched from then on."""
+    launched: list[str] = []
+    ctas = {1}
+
+    def spy(kernel: Any, _grid: int, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if "column_sum" not in kernel.__name__:
+            launched.append(kernel.__name__)
+            assert kwargs.get("num_ctas", 1) in ctas
+        return False
+
+    def force(module: Any, chooser: str, config: RowConfig) -> list[str]:
+        forget_plans()
+        ctas.clear()
+        ctas.add(config.num_ctas)
+        monkeypatch.setattr(module, chooser, lambda *_: config)
+        monkeypatch.setattr(launch_module, "_recorder", spy)
+        return launched
+
+    yield force
+    forget_plans()
