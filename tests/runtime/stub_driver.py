@@ -2,7 +2,10 @@
 
 python -m tests.runtime.stub_driver build FOLDER      compile the stub
 python -m tests.runtime.stub_driver check             launch kernels both ways and print what differs, as JSON
-python -m tests.runtime.stub_driver time              print host times a call, as JSON
+python -m tests.runtime.stub_driver count             print how many calls in Python and C a launch makes, as JSON
+python -m tests.runtime.stub_driver time              print host times a call, as JSON: for people, no test reads them
+
+All but `build` need LD_LIBRARY_PATH and TRITON_LIBCUDA_PATH to name FOLDER, as in test_launch.py.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -263,8 +267,8 @@ def check() -> dict[str, Any]:
 KEYWORDS = {"stride_pp": 64, "BLOCK_P": 64, "BLOCK_N": 32}
 
 
-def measure() -> dict[str, float]:
-    """Host microseconds a call, the least of alternating rounds: layer norm of 4 x 64 floats by each way."""
+def _ways() -> tuple[dict[str, Callable[..., Any]], dict[str, Callable[[], Any]]]:
+    """Ways to run a planned launch, and calls that make one: layer norm of 4 x 64 floats."""
     import torch
     import torch.nn.functional as F
     from triton.runtime import driver
@@ -279,7 +283,7 @@ def measure() -> dict[str, float]:
     torch.Tensor.get_device = launch_module._current_device = launch_module._current_stream = int  # type: ignore[assignment, method-assign]
     driver.active.get_current_device = driver.active.get_current_stream = int  # type: ignore[assignment]
     x, w, b = torch.randn(4, 64), torch.randn(64), torch.randn(64)
-    torch.Tensor.is_cpu, torch.Tensor.is_cuda = False, True  # type: ignore[assignment, misc]  # the short way of a GPU
+    torch.Tensor.is_cpu, torch.Tensor.is_cuda = False, True  # type: ignore[assignment, misc]  # the fast path of a GPU
     runs = {
         "direct": compiled_module.Planned.run,
         "kernel[grid]": lambda planned, _, tensors: planned.through_triton(tensors),
@@ -290,6 +294,42 @@ def measure() -> dict[str, float]:
         "public": lambda: fused_layernorm(x, (64,), w, b),
         "aten_cpu": lambda: F.layer_norm(x, (64,), w, b),
     }
+    return runs, calls
+
+
+def count() -> dict[str, list[int]]:
+    """How many calls of Python functions, and of functions in Python and C together, a warm call makes by each way."""
+    import gc
+
+    import torch
+
+    from fused_ops._runtime import compiled as compiled_module
+
+    counts: dict[str, list[int]] = {}
+    runs, calls = _ways()
+    events: list[str] = []
+    gc.disable()  # what a collection calls is nobody's cost here
+    with torch.no_grad():
+        for run, call in itertools.product(runs, ("launcher", "public")):
+            compiled_module.Planned.run = runs[run]  # type: ignore[method-assign]
+            function = calls[call]
+            function(), function()
+            events.clear()
+            sys.setprofile(lambda _, event, __: events.append(event))
+            function()
+            sys.setprofile(None)
+            python = events.count("call")
+            counts[f"{run} {call}"] = [python, python + events.count("c_call") - 1]  # setprofile's own
+    return counts
+
+
+def measure() -> dict[str, float]:
+    """Host microseconds a call by each way, the least of alternating rounds."""
+    import torch
+
+    from fused_ops._runtime import compiled as compiled_module
+
+    runs, calls = _ways()
     times: dict[str, float] = {}
     with torch.no_grad():
         for _ in range(20):
@@ -309,4 +349,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "build":
         build(sys.argv[2])
     else:
-        print(json.dumps({"check": check, "time": measure}[sys.argv[1]]()))
+        print(json.dumps({"check": check, "count": count, "time": measure}[sys.argv[1]]()))
