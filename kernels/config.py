@@ -57,7 +57,7 @@ class MatmulConfig:
 
     kind: "pointer" (one tile a program, any strides), "tma" (persistent, tensor descriptors), or "split_k" (K in `splits`
     parts, then a reduction). group_m tile rows share an L2-resident band of columns. The TMA epilogue runs in `subtiles`
-    column halves (1 or 2), to hold fewer registers. warp_specialize is a request, dropped with a notice where it does not compile.
+    column halves (1 or 2), to hold fewer registers. warp_specialize is a request, dropped with a warning where it does not compile.
     """
 
     block_m: int

@@ -15,10 +15,11 @@ FP16_MINUS_INF_PAIR = tl.constexpr(-67044352)  # 0xfc00fc00
 
 
 def row_vectors(N: int, itemsize: int, column_stride: int, row_strides: tuple[int, ...]) -> tuple[int, bool, bool]:
-    """(VEC, EDGES, SAME) of kernels on rows of N elements, the narrowest of itemsize bytes, with these strides.
+    """(VEC, EDGES, SAME): how a kernel accesses rows of N elements of at least itemsize bytes, with these strides.
 
-    VEC: elements in 16 bytes, or 1 where vectors are out of the question. EDGES: rows start anywhere, so they have edges.
-    SAME: a row of each tensor starts at the same distance from a multiple of VEC.
+    VEC: elements in one 16-byte access, or 1 where elements must move one by one. EDGES: whether rows may start at any
+    address, so that elements lie before and after the aligned part. SAME: whether row i of every tensor starts equally far
+    from a multiple of VEC.
     """
     vec = 16 // itemsize
     if column_stride != 1 or N < 4 * vec:
@@ -31,13 +32,13 @@ def row_vectors(N: int, itemsize: int, column_stride: int, row_strides: tuple[in
 
 
 def whole_vectors(N: int, itemsize: int, column_stride: int, row_strides: tuple[int, ...]) -> int:
-    """VEC of kernels that know no edges: 1 where rows have some."""
+    """VEC for kernels that cannot handle edges: 1 where rows have edges."""
     vec, edges, _ = row_vectors(N, itemsize, column_stride, row_strides)
     return 1 if edges else vec
 
 
 def row_tiles(M: int, block_m: int, step: int) -> int:
-    """How many tiles of block_m rows, step apart (tile_rows), hold a row of M."""
+    """How many tiles of block_m rows, each taking every step-th row (see tile_rows), cover M rows."""
     groups, rest = divmod(M, block_m * step)
     return groups * step + min(rest, step)
 

@@ -15,6 +15,6 @@ def activation_classes() -> dict[type[nn.Module], Entry]:
 
 
 def module_activation(module: nn.Module) -> str | None:
-    """The activation's name, or None for a module that is none fused_linear knows."""
+    """The name of the activation that module applies, or None where fused_linear does not know it."""
     entry = activation_classes().get(type(module))
     return None if entry is None else entry[1](module)

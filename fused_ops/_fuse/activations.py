@@ -1,4 +1,4 @@
-"""Which activation a module, a function or a method is, in fused_linear's names; and the modules it leaves behind."""
+"""Which activation a function or a method is, in fused_linear's names; and the modules that stand where one was fused."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Places = tuple[tuple[dict[str, Any], str], ...]  # (a module's table of children
 
 
 class Absorbed:
-    """Mixin of an activation whose work the Linears before it now do: the identity.
+    """Mixin of an activation module that the Linears before it now apply: its forward returns its input.
 
-    _fuse_linears says where those Linears are, so that one replaced later (by PEFT, say) is an error and not a wrong result.
+    _fuse_linears says where those Linears are, so that replacing one later (by PEFT, say) is an error and not a wrong
+    result.
     """
 
     if TYPE_CHECKING:  # torch.jit.script reads annotations, and cannot read this one
@@ -92,7 +93,7 @@ def _gelu(approximate: Any) -> str | None:
 
 
 def function_activation(function: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> str | None:
-    """The name of function(x, *args[1:], **kwargs) as an activation, or None. inplace does not change the result."""
+    """The activation that function(x, *args[1:], **kwargs) applies, by name, or None. inplace makes no difference."""
     name = FUNCTIONS.get(function) if callable(function) else None
     options = {key: value for key, value in (kwargs or {}).items() if key != "inplace"}
     if name == "gelu":

@@ -27,7 +27,7 @@ def replaced_forward(module: nn.Module) -> str | None:
 
 
 def parameters(module: nn.Module) -> str | None:
-    """A reason when weight or bias is no plain float parameter: quantised, distributed, or computed by another module."""
+    """A reason when weight or bias is no ordinary float parameter: quantised, distributed, or computed by another module."""
     for name in ("weight", "bias"):
         tensor = getattr(module, name, None)
         if tensor is None:
@@ -66,7 +66,7 @@ def in_peft(parent: nn.Module) -> str | None:
 
 
 def torch_fast_path(layer: nn.Module | None) -> str:
-    """What the report adds for a module of torch's TransformerEncoderLayer: its inference fast path calls no module."""
+    """What the report adds for a part of torch's TransformerEncoderLayer, whose inference fast path calls no module."""
     if not isinstance(layer, nn.TransformerEncoderLayer) or not layer.activation_relu_or_gelu:
         return ""
     return "; torch's own fast path (eval, no grad) reads the weights directly and bypasses it where it applies"

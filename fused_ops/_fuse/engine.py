@@ -28,7 +28,7 @@ def fuse(
     function that the parent module holds as an attribute. Where forward calls the activation as a function, or multiplies
     a gate with its other half, forward is replaced by its traced graph, if the graph is all that forward can do.
     Parameters, state_dict keys, hooks, devices, weight tying, pickling and deepcopy stay as they are. Calling it again
-    changes nothing more; unfuse(model) takes all of it back. While fused, a plain attribute that decides whether forward
+    changes nothing more; unfuse(model) takes all of it back. While fused, an attribute that decides whether forward
     applies an activation must keep its value, and a hook on a fused Linear sees what comes after the activation.
 
     Args:
@@ -46,7 +46,7 @@ def fuse(
         ValueError: an unknown name in ops.
         RuntimeError: strict, and nothing was fused.
     """
-    run = Run(model, _check(model, ops, filter_fn), ops is not None, filter_fn)
+    run = Run(model, _check(model, ops, filter_fn), filter_fn)
     try:
         fuse_whole(run)
         parents = fuse_linears(run)

@@ -1,4 +1,4 @@
-"""Whether a forward is all that its trace shows, from its bytecode: what it reads and writes by name."""
+"""Whether a forward does no more than its trace shows: its bytecode tells what it reads and writes by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .activations import AbsorbedFunction, function_activation
 from .trace import UntraceableError
 
-_PLAIN = (bool, int, float, str, type(None))
+_CONSTANT_TYPES = (bool, int, float, str, type(None))
 _NAMESPACES = frozenset(("torch", "nn", "functional"))
 _PURE = frozenset((("transformers.pytorch_utils", "apply_chunking_to_forward"),))
 _WRITES = ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL", "IMPORT_")
@@ -21,7 +21,10 @@ _READS_STATE = ("is_", "has_", "get_", "handle_")  # is_grad_enabled and its lik
 
 
 def fixed_code(forward: Any, module: nn.Module) -> tuple[tuple[str, Any], ...]:
-    """The plain attributes that forward reads and a trace makes constants of; UntraceableError when it may read more."""
+    """The attributes of module that forward reads and that a trace turns into constants, as (name, value).
+
+    Raises UntraceableError where forward may read anything else that can change.
+    """
     constants: dict[str, Any] = {}
     pending, seen = [forward], set()
     while pending:
@@ -49,9 +52,10 @@ def fixed_code(forward: Any, module: nn.Module) -> tuple[tuple[str, Any], ...]:
 
 
 def _attribute(name: str, module: nn.Module, constants: dict[str, Any]) -> list[Any]:
-    """What .name may be: constants gets a plain attribute of module; returned is a method of its own, to look into.
+    """The methods that the attribute `name` may lead to, which must be looked into too.
 
-    The code does not say whose attribute it is, module's or a tensor's: whatever it may be must be harmless.
+    Where it may be a number or a string of module, it is entered in constants. The bytecode does not say whose attribute it
+    is, module's or a tensor's, so both readings must be harmless.
     """
     if name == "training" or name in module._modules or name in module._parameters or name in module._buffers:
         return []
@@ -59,7 +63,7 @@ def _attribute(name: str, module: nn.Module, constants: dict[str, Any]) -> list[
     if value is module:
         if _is_torch(name, getattr(F, name, getattr(Tensor, name, None))):
             return []
-    elif isinstance(value, _PLAIN) or _is_activation(value):
+    elif isinstance(value, _CONSTANT_TYPES) or _is_activation(value):
         constants[name] = value
         return []
     elif isinstance(value, MethodType) and not hasattr(nn.Module, name):
@@ -68,7 +72,7 @@ def _attribute(name: str, module: nn.Module, constants: dict[str, Any]) -> list[
 
 
 def _is_pure(value: Any) -> bool:
-    """Whether value is a function whose result depends on its arguments only, known by name: it calls what it is given."""
+    """Whether value is one of the functions known to depend on their arguments only."""
     return (getattr(value, "__module__", ""), getattr(value, "__name__", "")) in _PURE
 
 

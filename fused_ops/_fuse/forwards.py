@@ -13,7 +13,7 @@ from .trace import UntraceableError
 
 
 def fuse_forwards(run: Run, parents: list[tuple[Parent, frozenset[str]]]) -> None:
-    """Replace the forwards that hold a chain of ops, which the Linears' own classes could not take."""
+    """Replace forwards that hold chains of ops which changing the Linears' classes could not fuse."""
     wanted = run.wanted & FUSED_FUNCTIONS.keys()
     for parent, readable in parents:
         if isinstance(parent.module, FusedForward):
@@ -41,7 +41,7 @@ def _one(run: Run, parent: Parent, wanted: frozenset[str], readable: frozenset[s
 
 
 def _fused(programs: dict[bool, Program]) -> list[Fused]:
-    """What the programs fuse, in evaluation first; each once."""
+    """What the programs fuse, each once, evaluation's first."""
     return list(dict.fromkeys(fused for program in programs.values() for fused in program.fused))
 
 
@@ -50,7 +50,11 @@ def _class_before(parent: Parent, path: str) -> str:
 
 
 def _record(run: Run, parent: Parent, fused: Fused, status: str, reason: str = "") -> None:
-    """Two Linears are a row of their parent's; a Linear with its activation is the Linear's own row."""
+    """Enter what a replaced forward fused in the report.
+
+    A Linear with its activation is reported in the Linear's own row, a gated pair or an MLP in the row of the module that
+    holds it.
+    """
     before = type(parent.module).__name__
     if fused.op == "linear":
         detail = f"with {fused.activation}, called as a function: {before}.forward is replaced by its graph"
@@ -65,7 +69,7 @@ def _record(run: Run, parent: Parent, fused: Fused, status: str, reason: str = "
 
 
 def _mention(run: Run, parent: Parent, fused: Fused) -> None:
-    """In the rows of the Linears that had nothing of their own to fuse: what their parent's chain does with them."""
+    """Say in the rows of the chain's Linears, where they fused nothing by themselves, what the chain does with them."""
     for path in fused.linears:
         row = run.found.get((parent.full(path), "linear"))
         if row is None or row.status != LEFT:

@@ -25,7 +25,7 @@ _TORCH_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 @dataclass
 class Parent:
-    """A module that calls Linears, with the paths of its Linears and activations, through ModuleLists where need be."""
+    """A module that calls Linears, with the paths of its Linears and activations, those inside its ModuleLists included."""
 
     name: str
     module: nn.Module
@@ -46,9 +46,10 @@ def linear_classes() -> dict[type[nn.Module], type[nn.Module]]:
 
 
 def fuse_linears(run: Run) -> list[tuple[Parent, frozenset[str]]]:
-    """Fuse Linears with the activations that follow them, by class; what only a new forward can do is left to forwards.
+    """Fuse Linears with the activations that follow them, by changing classes.
 
-    Returns each parent with the paths of those of its Linears that may be read by a new forward.
+    What only a new forward can fuse is left to forwards.py. Returns each parent with the paths of those of its Linears that
+    a new forward may read.
     """
     for name, module in run.model.named_modules():
         _already_or_unknown(run, name, module)
@@ -141,7 +142,7 @@ def owners(parents: list[Parent]) -> dict[int, list[str]]:
 
 
 def verdicts_of(parent: Parent, left: dict[str, str], held: dict[int, list[str]]) -> dict[str, Verdict]:
-    """For each Linear of parent what to fuse it with, or why not. left: path -> a reason already known."""
+    """For each Linear of parent: what to fuse it with, or why not. left: path -> a reason known before."""
     verdicts: dict[str, Verdict] = {path: reason for path, reason in left.items() if path in parent.linears}
     for path, linear in parent.linears.items():
         if path not in verdicts and (reason := _reason(parent, linear, held)) is not None:
@@ -180,7 +181,7 @@ def _shared(module: nn.Module, held: dict[int, list[str]]) -> str | None:
 
 
 def _entry(parent: nn.Module) -> str:
-    """The method to trace: torch's Transformer layers branch on far more than their feed-forward block needs."""
+    """The method to trace. torch's Transformer layers branch on far more than their feed-forward block needs."""
     for cls in _TORCH_LAYERS:
         if isinstance(parent, cls) and type(parent).forward is cls.forward:
             return "_ff_block"
@@ -188,7 +189,7 @@ def _entry(parent: nn.Module) -> str:
 
 
 def _has_activation(parent: Parent) -> bool:
-    """Whether parent could apply an activation: cheaper than a trace, and most modules with Linears do not."""
+    """Whether parent could apply an activation. Cheaper than a trace; most modules with Linears do not."""
     if parent.activations or any(activations.function_activation(v) for v in parent.module.__dict__.values() if callable(v)):
         return True
     for cls in type(parent.module).__mro__:

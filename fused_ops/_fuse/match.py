@@ -15,7 +15,11 @@ from .trace import Held
 
 @dataclass(frozen=True)
 class Site:
-    """Where an activation is applied: kind is "module" (name a child's path), "held" (an attribute), or "call"."""
+    """Where an activation is applied.
+
+    kind is "module" (name: a child's path), "held" (name: an attribute that holds a function), or "call" (a function called
+    by name).
+    """
 
     kind: str
     name: str
@@ -33,10 +37,10 @@ Verdict = Union[Match, str]  # a string is the reason why not
 
 
 def match_linears(parent: nn.Module, graphs: list[Graph], linears: set[str], fixed: dict[str, str]) -> dict[str, Verdict]:
-    """For each child path in linears a Match, or the reason why there is none.
+    """For each child path in linears: a Match, or the reason why there is none.
 
-    graphs: every path through parent's forward (trace.paths). fixed: child path -> why that activation module must be
-    left as it is.
+    graphs: every path through parent's forward (trace.paths). fixed: child path -> why that activation module must stay as
+    it is.
     """
     verdicts: dict[str, Verdict] = {}
     for graph in graphs:
@@ -57,7 +61,7 @@ def _disagree(before: Verdict, now: Verdict) -> str:
 
 
 def _follow(parent: nn.Module, node: Node, fixed: dict[str, str]) -> Verdict:
-    """What one call of a Linear is followed by."""
+    """What follows one call of a Linear."""
     users = list(node.users)
     if len(users) != 1:
         return "its output is not used" if not users else f"its output has {len(users)} users"

@@ -30,10 +30,11 @@ class Fused:
 
 @dataclass(frozen=True)
 class Chain:
-    """One replaceable chain: op, the Linears' paths in the order the fused function takes them, and the nodes it covers.
+    """One chain of a traced forward that one fused call can replace.
 
-    nodes are in graph order, the last one gives the chain's result. left_out: paths of the modules other than Linears
-    that the fused call makes superfluous; idle: those of them that are dropouts, which must do nothing.
+    linears: paths, in the order in which the fused function takes the weights. nodes: in graph order; the last one is the
+    result. left_out: paths of the other modules that the fused call makes superfluous. idle: those of them that are
+    dropouts, which must do nothing.
     """
 
     op: str
@@ -71,7 +72,7 @@ def chains(module: nn.Module, graph: Graph, ops: frozenset[str]) -> list[Chain]:
 
 
 def _linear(module: nn.Module, node: Node) -> Chain | None:
-    """An activation function, which no class swap can reach, of a plain Linear."""
+    """An activation function on an unfused Linear, which no change of class can fuse."""
     if node.op not in ("call_function", "call_method"):
         return None
     found = _activated(module, node)
@@ -123,7 +124,7 @@ def _mlp(module: nn.Module, node: Node) -> Chain | None:
 
 
 def _activated(module: nn.Module, node: Node) -> Activated | None:
-    """node as act(linear(x)): a FusedLinear behind absorbed activations, or an activation function of a plain Linear."""
+    """node as act(linear(x)): a FusedLinear and absorbed activations, or an activation function on an unfused Linear."""
     nodes: list[Node] = []
     while _is_absorbed(module, node) and isinstance(before := node.args[0], Node) and len(before.users) == 1:
         nodes.insert(0, node)
@@ -163,7 +164,7 @@ def _is_mul(node: Node) -> bool:
 
 
 def _does_nothing(module: nn.Module, node: Node) -> bool:
-    """Whether node passes its one input on, as the module stands: an Identity, an idle dropout."""
+    """Whether node passes its one input on: an Identity, or a dropout that is idle now."""
     called = _called(module, node)
     if isinstance(called, nn.Dropout):
         return type(called) is nn.Dropout and _one_input(node) and (not called.training or called.p == 0)

@@ -93,7 +93,7 @@ class FuseReport:
         )
 
     def table(self, every: bool = False) -> str:
-        """The report as plain text; every=True gives one row a module."""
+        """The report as text; every=True gives one row a module."""
         header = ("name", "module", "op", "status", "what, or why not")
         rows = [header, *self.rows(every)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]

@@ -1,9 +1,9 @@
 """A module's forward replaced by its traced graph with fused calls in it.
 
-This is for what no class swap can reach: an activation called as a function, a gate multiplied with its other half, a
-whole MLP. It is done only where the traced graph is the forward: no branch, no nested function, no name that could read
-anything but tensors, the module's children and plain numbers. The original forward stays, and runs whenever the call is
-not the one that was traced: an optional argument given, a child replaced or hooked, an attribute changed.
+This is for what no change of class can fuse: an activation called as a function, a gate multiplied with its other half, a
+whole MLP. It is done only where the traced graph is all of the forward: no branch, no nested function, no name that could
+read anything but tensors, the module's children and numbers. The original forward stays. It runs whenever a call is not the
+one that was traced: an optional argument is given, a child was replaced or hooked, an attribute has changed.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ class FusedForward:
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles in this module's place: the same children under the original forward."""
         base: Any = _base(type(self))
-        plain = base.__new__(base)
-        plain.__dict__.update({name: value for name, value in self.__dict__.items() if not name.startswith("_fuse_")})
-        return plain
+        unfused = base.__new__(base)
+        unfused.__dict__.update({name: value for name, value in self.__dict__.items() if not name.startswith("_fuse_")})
+        return unfused
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[misc]
@@ -180,7 +180,7 @@ def _busy(module: nn.Module, path: str) -> bool:
 
 @contextmanager
 def _mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """module and its own children in training or evaluation: what an idle dropout is depends on it."""
+    """Set module and its dropouts to training or evaluation for a while: whether a dropout is idle depends on it."""
     modules = [module, *(child for child in module.modules() if isinstance(child, nn.Dropout))]
     before = [m.training for m in modules]
     for m in modules:
@@ -211,7 +211,7 @@ def _program(module: nn.Module, graph: Graph, found: list[Chain], constants: tup
 
 
 def _activation(child: nn.Module) -> tuple[Any, ...]:
-    """What a fused Linear applies now, which the program was made for; nothing for other classes."""
+    """(the activation that a fused Linear applies,), which the program was made for; () for other classes."""
     return (child.activation,) if type(child) in linear_classes().values() else ()
 
 

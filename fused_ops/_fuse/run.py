@@ -15,11 +15,13 @@ FilterFn = Callable[[str, nn.Module], bool]
 
 @dataclass
 class Run:
-    """wanted: names of ops; named: whether the caller named them. found: (name, op) -> Candidate. changed: modules to restore when this fuse is undone."""
+    """What one call of fuse was asked, has found and has changed.
+
+    wanted: names of ops. found: (module's name, op) -> Candidate. changed: the modules to restore when this fuse is undone.
+    """
 
     model: nn.Module
     wanted: set[str]
-    named: bool
     filter_fn: FilterFn | None
     found: dict[tuple[str, str], Candidate] = field(default_factory=dict)
     changed: list[nn.Module] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Changing a module in place, and back: its class, and what plain attributes the fused class needs.
+"""Changing a module's class in place, and back.
 
 The module object stays the same, and with it parameters, buffers, hooks and every reference to it.
 """
@@ -23,7 +23,7 @@ class Undo:
 
 
 def swap(module: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:
-    """Give module the class cls and the plain attributes, remembering what it was."""
+    """Give module the class cls and the attributes, and keep what they replace."""
     before = module.__dict__.get(UNDO) or Undo(type(module), (), {})
     new = [name for name in attributes if name not in before.added and name not in before.replaced]
     added = tuple(name for name in new if name not in module.__dict__)
@@ -34,7 +34,7 @@ def swap(module: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:
 
 
 def restore(module: nn.Module) -> bool:
-    """Undo swap; whether there was anything to undo."""
+    """Undo swap. Returns whether there was anything to undo."""
     undo = module.__dict__.pop(UNDO, None)
     if undo is None:
         return False

@@ -96,7 +96,10 @@ def paths(parent: nn.Module, entry: str = "forward") -> list[Graph]:
 
 
 def trace_once(module: nn.Module, training: bool, entry: str = "forward") -> tuple[Graph, bool]:
-    """The graph of a call with required arguments only, and whether it is one of several: it asked for a tensor's value."""
+    """(the graph of a call with required arguments only, whether other calls have another graph).
+
+    Others do when forward asked for a tensor's value.
+    """
     tracer = _PathTracer((), optional=False)
     graph = _trace(tracer, module, entry, training)
     for node in graph.nodes:
@@ -139,7 +142,7 @@ def _stand_in(parent: nn.Module, tracer: _PathTracer) -> None:
 
 @contextmanager
 def _as_it_was(parent: nn.Module) -> Iterator[None]:
-    """Whatever forward writes on parent while it is traced is taken back."""
+    """Take back at the end whatever forward writes on parent while it is traced."""
     before = dict(parent.__dict__)
     tables = {name: dict(before[name]) for name in ("_parameters", "_buffers", "_modules")}
     try:

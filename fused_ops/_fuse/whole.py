@@ -27,7 +27,7 @@ WHOLE: dict[type[nn.Module], Whole] = {
 
 
 def fuse_whole(run: Run) -> None:
-    """Swap the class of every LayerNorm and Softmax that can be; say of an RMS norm that there is no op for it."""
+    """Change the class of every LayerNorm and Softmax that can be fused. Report each RMS norm: there is no op for it."""
     for name, module in run.model.named_modules():
         base = next((cls for cls in WHOLE if isinstance(module, cls)), None)
         before = type(module).__name__

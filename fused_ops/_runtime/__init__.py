@@ -1,1 +1,1 @@
-"""How a kernel starts: settings, backend, device, launch, scratch, clusters, tuned configurations. Knows no op."""
+"""How a kernel starts: settings, backend, device, launch, scratch, clusters, tuned configurations."""

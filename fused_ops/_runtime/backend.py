@@ -1,7 +1,7 @@
-"""Which implementation of a raw operator runs on which device, and why; said once, when it is not the kernel.
+"""Which implementation of a raw operator runs on which device, and why.
 
 CUDA tensors: the Triton kernel. CPU tensors: ATen, or the same kernel in Triton's interpreter when TRITON_INTERPRET=1 was
-set before the first import. FUSED_OPS_BACKEND=triton|aten decides for both.
+set before the first import. FUSED_OPS_BACKEND=triton|aten decides for both. A fallback is warned of once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def chosen(device_type: str) -> tuple[str, str]:
 def implementation(
     name: str, reference: Callable[..., Any], launch: Callable[..., Any], device_type: str
 ) -> Callable[..., Any]:
-    """What runs for the raw operator name on tensors of a device type: reference, launch, or what says why neither can."""
+    """The function that computes the raw operator name on tensors of a device type.
+
+    It is launch (the kernels), reference (ATen), or a function that raises and says why neither can run.
+    """
     backend, reason = chosen(device_type)
     run = launch if backend in ("triton", "interpreter") else reference
     if backend == "refused":

@@ -1,7 +1,7 @@
-"""Whether long rows run as clusters of programs: where the GPU and Triton can, for rows that no single program holds.
+"""Whether long rows run as clusters: several programs that share one row, where the GPU and Triton support it.
 
-FUSED_OPS_CLUSTER=0 keeps to chunks. A GPU that refuses a cluster, or a Triton that fails to compile one, runs none from then
-on. `fused-ops tune` tries clusters as it tries everything: what gives other numbers than the contract allows is dropped.
+FUSED_OPS_CLUSTER=0 turns them off. A GPU that refuses a cluster, or a Triton that fails to compile one, runs none from then
+on. `fused-ops tune` tries clusters like any other configuration, and drops those whose numbers break the contract.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def _triton() -> tuple[int, int]:
 
 
 def can_cluster(device: int) -> bool:
-    """Whether kernels compile and run as clusters on a GPU, by index, or for the interpreter, -1."""
+    """Whether a device can run clusters. device: a GPU's index, or -1 for the interpreter."""
     return device not in _given_up and has_clusters(properties_of(device)[0], _triton())
 
 
 def give_up(device: int, error: Exception) -> None:
-    """Run no clusters on a GPU from now on, for it refused one; said once."""
+    """Run no clusters on a GPU from now on, because it refused one. Warns once."""
     _given_up.add(device)
     forget_plans()
     said = next(filter(None, str(error).splitlines()), "")
@@ -40,12 +40,12 @@ def give_up(device: int, error: Exception) -> None:
 
 
 def clusters_wanted(device: int) -> bool:
-    """Whether the choosers may take clusters on a GPU, by index, or for the interpreter, -1."""
+    """Whether a configuration may be a cluster on a device. device: a GPU's index, or -1 for the interpreter."""
     return settings.CLUSTER and can_cluster(device)
 
 
 def check_cluster(kernel: str, config: RowConfig, clusters: bool) -> None:
-    """Raise ValueError unless config, a cluster, can launch kernel. clusters: whether the GPU and Triton run them."""
+    """Raise ValueError unless the cluster config can launch kernel. clusters: whether the GPU and Triton run clusters."""
     if not clusters:
         gpus, (major, minor) = " or ".join(map(str, CLUSTER_CAPABILITIES)), CLUSTER_TRITON
         raise ValueError(

@@ -1,12 +1,12 @@
-"""Compiled kernels, kept by everything that specialises one and launched without Triton's Python front.
+"""Launches of compiled kernels past Triton's Python front end.
 
-JITFunction.run binds, specialises and hashes its arguments on every call, which takes longer than the rest of an eager
-call together. A `Planned` is a launch but for its tensors. Its first call goes that way, kernel[grid], and it keeps the
-compiled kernel that this returns; further calls hand Triton's launcher the tensors' addresses and constants made ready.
-A kernel is kept by the low bits of the addresses; the rest that Triton specialises on, the plan itself settles.
+JITFunction.run binds, specialises and hashes its arguments on every call, which takes longer than all the rest of an eager
+call. A `Planned` skips that. Its first call goes through kernel[grid] and keeps the compiled kernel that this returns.
+Further calls give Triton's own launcher the tensors' addresses, with every other argument prepared beforehand. One plan may
+keep several compiled kernels, because Triton specialises on whether addresses are multiples of 16.
 
-Nothing is kept that belongs to one call: pointers and stream are looked up each time, and no memory is allocated or
-synchronised, so CUDA graphs, streams and threads need no care. Whatever is not as expected goes through kernel[grid].
+Nothing that belongs to one call is kept: addresses and stream are looked up each time, and nothing is allocated or
+synchronised. So CUDA graphs, streams and threads need no care. Whatever is not as expected goes through kernel[grid].
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ _address = Tensor.data_ptr
 
 
 class Planned:
-    """kernel[(grid,)](*tensors, *sizes, **options) on one device, for tensors of always the same dtypes.
+    """One launch, complete but for its tensors: kernel[(grid,)](*tensors, *sizes, **options) on one device.
 
-    device: its index, negative for the interpreter. The kernel's parameters are as many pointers as there are tensors,
-    then sizes, ints, in order; options: the others by name, and those such as num_warps. instead: what to run where the GPU
-    refuses it, for a launch that it may refuse.
+    The tensors of all calls have the same dtypes; the kernel's first parameters are their pointers, in order.
+
+    Attributes:
+        device: the GPU's index, negative for the interpreter.
+        sizes: ints, the parameters that follow the pointers.
+        options: the remaining parameters by name, and launch options such as num_warps.
+        instead: where the GPU may refuse this launch (a cluster), a function that plans another one; else None.
     """
 
     __slots__ = ("_ready", "device", "grid", "instead", "kernel", "options", "runs_directly", "sizes")
@@ -62,7 +66,7 @@ class Planned:
             self.through_triton(tensors)
 
     def through_triton(self, tensors: tuple[Any, ...]) -> Any:
-        """Launch as Triton does, and return the compiled kernel."""
+        """Launch through kernel[grid], and return the compiled kernel."""
         return _through_triton(self.kernel, self.grid, (*tensors, *self.sizes), self.options)
 
     def _first(self, key: Any, tensors: tuple[Tensor, ...]) -> None:
@@ -98,7 +102,7 @@ def run(kernel: Any, grid: int, device: int, stream: int, args: tuple[Any, ...],
 
 
 def _is_watched() -> bool:
-    """Whether a profiler has hooks on every launch."""
+    """Whether a profiler has hooks on every launch, which only kernel[grid] calls."""
     hook = _hooks.launch_enter_hook
     exit_hook = _hooks.launch_exit_hook
     return bool((hook and getattr(hook, "calls", True)) or (exit_hook and getattr(exit_hook, "calls", True)))

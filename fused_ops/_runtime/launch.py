@@ -68,7 +68,7 @@ def launch(kernel: Any, grid: int, anchor: Tensor, *args: Any, **kwargs: Any) ->
 
 
 def launch_planned(planned: Planned, *tensors: Tensor) -> None:
-    """launch of what a plan answered, on tensors of the plan's device and dtypes."""
+    """Launch a plan on tensors of its device and dtypes."""
     device = planned.device
     traced = type(tensors[0]) is _traced_type
     if planned.runs_directly and not traced and _recorder is None and device == _current_device():

@@ -1,4 +1,4 @@
-"""The package's logger, and what is said once a process."""
+"""The package's logger, and warnings given once a process."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ LOGGER = logging.getLogger("fused_ops")
 
 @functools.cache
 def warn_once(op: str, reason: str) -> None:
-    """Say, once a process for each op and reason, that something else than the kernel runs."""
+    """Warn, once a process for each op and reason, that something other than the kernel runs."""
     LOGGER.warning("fused_ops: %s: %s. fused_ops.explain() and `fused-ops doctor` tell more", op, reason)

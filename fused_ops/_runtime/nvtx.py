@@ -12,7 +12,7 @@ from .notices import LOGGER
 
 
 def in_nvtx_range(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """run inside an NVTX range of that name; run itself, with a notice, where this torch was built without NVTX."""
+    """run inside an NVTX range of that name. Where this torch was built without NVTX: run itself, and a warning once."""
     nvtx = torch.cuda.nvtx
     try:
         nvtx.range_push("fused_ops")

@@ -1,4 +1,4 @@
-"""Launches kept by what chose them: sizes, strides, dtypes and the device."""
+"""Launches kept by what determines them: sizes, strides, dtypes and the device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ _plans: list[Any] = []
 
 
 def plan(function: Callable[..., Any]) -> Callable[..., Any]:
-    """function, of sizes, strides, dtypes and the device, with what it answered kept: choosing a launch takes longer than
-    launching. It answers a Planned, whose arguments but for addresses they settle, every tensor's dtype too.
+    """Decorator: keep what function returned, a Planned, for each set of arguments.
 
-    Symbolic sizes cannot be kept and are worked out each time. A cluster that is refused is planned again, without.
+    Choosing a configuration takes longer than launching it. function's arguments (sizes, strides, dtypes, device) must
+    determine everything of the launch but the tensors' addresses. Symbolic sizes cannot be kept and are planned at each
+    call. A cluster that the GPU refuses is planned again, without clusters.
     """
 
     def make(*args: Any) -> Any:
@@ -36,6 +37,6 @@ def plan(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def forget_plans() -> None:
-    """Let every plan be made again: after a change of configurations."""
+    """Drop every plan, so that all are made again: call it after a change of configurations."""
     for kept in _plans:
         kept.cache_clear()

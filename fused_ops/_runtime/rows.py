@@ -12,7 +12,7 @@ from .launch import launch
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """x as (M, N) with N its last dimension: a view where the leading dimensions collapse, else one copy."""
+    """x as (M, N), N its last dimension: a view where the leading dimensions collapse, else a copy."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(0, 0)
 
 
@@ -26,7 +26,7 @@ def rows_and_strides(x: Tensor) -> tuple[Tensor, int, int, int]:
 
 
 def empty_of(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A contiguous tensor of x's shape, nothing written to it."""
+    """A contiguous, uninitialised tensor of x's shape."""
     if x.dtype is dtype and x.is_contiguous():
         return torch.empty_like(x, memory_format=torch.contiguous_format)  # one element may have any stride
     return x.new_empty(x.shape, dtype=dtype)
@@ -40,13 +40,15 @@ def _reduce() -> Any:
 
 
 def column_sum(part: Tensor, dtype: torch.dtype) -> Tensor:
-    """part (P, N) fp32 summed over P, in dtype: the second stage of a deterministic reduction."""
+    """part (P, N) fp32 summed over P, as (N,) in dtype: the second stage of a deterministic reduction."""
     return column_sums(part.unsqueeze(0), dtype, dtype)[0]
 
 
 def column_sums(parts: Tensor, first: torch.dtype, second: torch.dtype) -> list[Tensor]:
-    """parts (1 or 2, P, N) fp32, contiguous but for a larger row stride, summed over P in one launch: (N,) in first, and
-    in second."""
+    """[parts[0].sum(0) in dtype first, parts[1].sum(0) in dtype second], in one launch.
+
+    parts (1 or 2, P, N) fp32, contiguous but for a larger row stride.
+    """
     reduce = _reduce()
     S, P, N = parts.shape
     out = [torch.empty((N,), dtype=dtype, device=parts.device) for dtype in (first, second)[:S]]

@@ -18,7 +18,7 @@ _buffers: dict[tuple[int, int], Tensor] = {}
 
 
 def scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    """At least size bytes on the current device, for one launch on a stream. torch aligns to 512 bytes."""
+    """Scratch memory of at least size bytes on the current device, for one launch on a stream; aligned to 512 bytes."""
     device = torch.cuda.current_device()
     if torch.cuda.is_current_stream_capturing():
         return torch.empty((size,), dtype=torch.int8, device=device)
@@ -31,7 +31,10 @@ def scratch(size: int, alignment: int, stream: int | None) -> Tensor:
 
 
 def ensure_allocator() -> None:
-    """Set Triton's allocator to `scratch` where none is set. It is a context variable: autograd's threads start without."""
+    """Make `scratch` Triton's allocator where none is set.
+
+    Triton keeps it in a context variable, so each of autograd's threads starts without one.
+    """
     allocation = _allocation()
     if isinstance(allocation._allocator.get(), allocation.NullAllocator):
         allocation.set_allocator(scratch)

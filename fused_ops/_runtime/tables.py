@@ -1,8 +1,8 @@
-"""Measured configurations of the row kernels, over the chosen ones: shipped for a GPU, and a user's own from `fused-ops tune`.
+"""Tuned configurations of the row kernels, which replace the chosen ones: shipped for a GPU, or the user's own.
 
-A table is a JSON file keyed on the GPU, Triton's version and a hash of the kernels' source. The shipped tables are
-fused_ops/configs/*.json, the user's is in a folder of the user cache that only the user can write. A table that is corrupt,
-foreign, or of another GPU, Triton or source is ignored; nothing is ever tuned inside a call.
+A table is a JSON file for one GPU, one Triton version and one hash of the kernels' source. The shipped tables are
+fused_ops/configs/*.json. `fused-ops tune` writes the user's, in a folder of the user cache that only the user can write. A
+table that is corrupt, or of another GPU, Triton or source, is ignored. Nothing is ever tuned inside a call.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ MAX_TILE = 1 << 20  # elements of one Triton tensor
 
 @dataclass(frozen=True)
 class Key:
-    """What a configuration is for. M stands for every M up to it and above half of it."""
+    """What one configuration of a table is for: rows of N elements of itemsize bytes in kernel.
+
+    M is a power of two; the entry serves every number of rows above M / 2 and up to M.
+    """
 
     kernel: str
     M: int
@@ -49,9 +52,9 @@ class Key:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a table is for: the GPU's name, Triton's version, and the hash of the kernels' source.
+    """What a table is for: a GPU's name, Triton's version, and the hash of the kernels' source.
 
-    clusters: whether this GPU and Triton run clusters. It follows from the others and is not in the table.
+    clusters: whether this GPU and Triton run clusters. It follows from the others and is not written to the table.
     """
 
     gpu: str
@@ -61,19 +64,19 @@ class Machine:
 
     @property
     def table_keys(self) -> dict[str, str]:
-        """What the table says of itself."""
+        """The fields that a table must repeat to be used on this machine."""
         return {"gpu": self.gpu, "triton": self.triton, "source": self.source}
 
     @property
     def file_name(self) -> str:
-        """A file name of its own."""
+        """The table's file name, different for every GPU, Triton version and kernel source."""
         gpu = re.sub(r"[^a-z0-9]+", "_", self.gpu.lower()).strip("_")
         return f"{gpu}-triton_{self.triton}-{self.source[:12]}.json"
 
 
 @functools.cache
 def source_hash() -> str:
-    """The hash of every kernel a configuration is for: after a change to one, its measurements say nothing."""
+    """The hash of every kernel that a configuration is for. After a change to one, earlier measurements do not count."""
     folder = _PACKAGE / "kernels"
     return hashlib.sha256(b"\0".join((folder / f"{name}.py").read_bytes() for name in SOURCES)).hexdigest()
 
@@ -143,7 +146,7 @@ def _require_own(path: Path) -> None:
 
 
 def load(owner: Machine) -> dict[Key, RowConfig]:
-    """The configurations measured on owner: the shipped ones, and the user's over them."""
+    """The configurations measured on owner: the shipped ones, overridden by the user's."""
     shipped = _load(_PACKAGE / "configs" / owner.file_name, owner, own=False)
     return shipped | _load(user_folder() / owner.file_name, owner, own=True)
 
@@ -175,7 +178,7 @@ def save(owner: Machine, entries: dict[Key, tuple[RowConfig, float]]) -> Path:
 
 
 def saved(owner: Machine) -> dict[Key, tuple[RowConfig, float]]:
-    """The user's own table with its microseconds; empty where there is none that can be trusted."""
+    """The user's own table with microseconds: {key: (config, microseconds)}. Empty where there is none to be trusted."""
     path = user_folder() / owner.file_name
     if not path.exists():
         return {}
@@ -194,7 +197,7 @@ _forced: dict[str, RowConfig] = {}
 
 
 def force(kernel: str, config: RowConfig | None) -> None:
-    """Let a kernel run with config wherever it can, or, with None, as it would again. For tuning and tests."""
+    """Make a kernel run with config wherever it can; None ends that. For tuning and tests."""
     _forced.pop(kernel, None)
     if config is not None:
         _forced[kernel] = config
@@ -202,12 +205,12 @@ def force(kernel: str, config: RowConfig | None) -> None:
 
 
 def forget_tables() -> None:
-    """Let every table be read again, when a configuration is next asked for."""
+    """Drop the tables read so far: each is read again when a configuration is next asked for."""
     _tables.clear()
 
 
 def measured(kernel: str, M: int, N: int, itemsize: int, device: int, packable: bool = False) -> RowConfig | None:
-    """The measured configuration of a kernel, or None where none was measured or it cannot run."""
+    """The tuned configuration for a launch, or None where there is none, or none that can run."""
     config = _forced.get(kernel)
     if config is None:
         if device < 0:

@@ -28,11 +28,12 @@ VECTOR_BITS = 128
 
 @dataclass(frozen=True)
 class AuditRow:
-    """What one kernel costs on one architecture. registers and spill_bytes are a thread's, shared_bytes a program's.
+    """What one kernel costs on one architecture.
 
-    load_bits and store_bits are the widths that move the most bytes; loads and stores hold the bits by width. occupancy
-    is programs an SM. cluster_accesses counts reads of another program's shared memory, num_ctas the programs of a cluster.
-    error is the compiler's, where there is no kernel; skipped says why a case is not for the Triton that compiles.
+    registers, spill_bytes: a thread's. shared_bytes: a program's. load_bits, store_bits: the access widths that move the
+    most bytes; loads, stores: the bits moved by each width. occupancy: programs that an SM holds. num_ctas: the programs of
+    a cluster; cluster_accesses: reads of another program's shared memory. error: the compiler's, where there is no kernel.
+    skipped: why a case is not for the Triton that compiles.
     """
 
     kernel: str
@@ -75,7 +76,7 @@ class AuditRow:
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """The published keys."""
+        """The published fields, JSON-serialisable."""
         row = asdict(self)
         return {key: row[key] for key in JSON_KEYS}
 
@@ -111,10 +112,10 @@ def audit_cases(
 def run_audit(
     cases: list[dict[str, Any]], jobs: int | None = None, python: str | None = None, done: Callable[[], None] = lambda: None
 ) -> list[AuditRow]:
-    """Compile cases and return their rows in order.
+    """Compile cases, and return their rows in order.
 
-    jobs: processes to compile in; None for as many as cores, up to 4. python: an interpreter with Triton, None for this
-    one. done: called after each case.
+    jobs: processes to compile in; None: one a core, up to 4. python: an interpreter that has Triton; None: this one. done:
+    called after each case.
     """
     worker = Path(__file__).parents[1] / "kernels" / "aot.py"
     command = [python or sys.executable, str(worker.resolve())]

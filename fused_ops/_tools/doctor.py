@@ -18,7 +18,7 @@ from .._torch.spec import FORWARD_ONLY, REGISTRY
 
 
 def installation() -> dict[str, Any]:
-    """Everything about this installation that decides what runs; plain data, nothing is launched or downloaded."""
+    """Everything about this installation that decides what runs, JSON-serialisable. Launches and downloads nothing."""
     packages = ("fused-ops", "torch", "triton", "onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13",
                 "transformers", "tritonclient", "nvidia-modelopt")  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,7 +35,8 @@ def installation() -> dict[str, Any]:
         "packages": {name: _version(name) for name in packages},
         "gpu": _gpu(),
         "settings": {
-            "FUSED_OPS_BACKEND": settings.BACKEND, "TRITON_INTERPRET": settings.INTERPRET, "FUSED_OPS_NVTX": settings.NVTX, "FUSED_OPS_INLINE": settings.INLINE,
+            "FUSED_OPS_BACKEND": settings.BACKEND, "TRITON_INTERPRET": settings.INTERPRET,
+            "FUSED_OPS_NVTX": settings.NVTX, "FUSED_OPS_INLINE": settings.INLINE,
             "FUSED_OPS_CLUSTER": settings.CLUSTER,
             "FUSED_OPS_COMPILE_WITH_ATEN": sorted(name for name, on in COMPILE_WITH_ATEN.items() if on),
         },

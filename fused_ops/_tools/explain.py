@@ -56,7 +56,7 @@ class Explanation:
     notes: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as plain data."""
+        """The fields, JSON-serialisable."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -33,7 +33,10 @@ def candidates(key: Key, clusters: bool = False) -> list[RowConfig]:
 
 
 def _cluster_candidates(block_n: int, num_warps: int, values: int) -> list[RowConfig]:
-    """The clusters that tuning tries for rows of up to block_n columns. values: rows that a program holds, of each its part."""
+    """The clusters that tuning tries for rows of up to block_n columns.
+
+    values: how many rows of values a program keeps in registers (it keeps its part of each).
+    """
     found = []
     for num_ctas in (2, 4, CLUSTER_CTAS):
         per_thread = values * block_n // (32 * num_warps * num_ctas)

@@ -17,7 +17,7 @@ CHECKED_ROWS = 24
 
 
 def all_keys() -> list[tables.Key]:
-    """The shapes of the benchmark, for both widths of element."""
+    """The keys of every benchmark shape, for 2 and 4 bytes an element."""
     shapes: dict[str, set[tuple[int, int]]] = {kernel: set() for kernel in tables.KERNELS}
     for op in ("softmax", "layer_norm"):
         for case in REGISTRY[op].bench.cases():

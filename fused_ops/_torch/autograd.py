@@ -14,10 +14,11 @@ from .compile import COMPILE_WITH_ATEN
 
 
 def runs_aten(op: str = "") -> bool:
-    """Whether the call must be plain ATen: under torch.func transforms, forward-mode AD, or torch.jit.trace; or under
-    torch.compile when compile_with_aten says so for this op.
+    """Whether the public function must compute with ATen's functions instead of our operator.
 
-    ATen's own functions are then right for free, and a traced graph has no operator of ours in it.
+    So it is under torch.func transforms, forward-mode AD and torch.jit.trace, where ATen's functions are right without
+    further work and a traced graph holds no operator of ours; and under torch.compile where compile_with_aten asks for it
+    for this op.
     """
     sharding.register_when_used()
     flops.register_when_used()
@@ -30,31 +31,36 @@ def runs_aten(op: str = "") -> bool:
 
 
 def _exporting() -> bool:
-    """torch.compiler.is_exporting(), which torch 2.11 takes for true whenever it compiles; the flag behind it is right."""
+    """Whether torch.export is running. torch.compiler.is_exporting() of torch 2.11 is true for any compilation; its flag is
+    right."""
     return torch.compiler._is_exporting_flag
 
 
 def autocasting(input: Tensor) -> bool:
-    """Whether autocast is on for input's device; torch knows no autocast for the meta device and raises when asked."""
+    """Whether autocast is on for input's device. (torch raises when asked about the meta device, which has no autocast.)"""
     return not input.is_meta and torch.is_autocast_enabled(input.device.type)
 
 
 def autocasts_to_fp32(input: Tensor) -> bool:
-    """Whether autocast is on for input's device and casts norms and softmax to fp32, which torch's CPU autocast does not."""
+    """Whether autocast casts norms and softmax to fp32 here: it does on a GPU and not on the CPU."""
     return not input.is_cpu and autocasting(input)
 
 
 def gradient_of_saved(grad: Tensor | None) -> Tensor | None:
-    """The gradient of an output that users never see (a pre-activation): not None only in a gradient of a gradient.
+    """The gradient of a saved output: a second output, such as the pre-activation, that users never see.
 
-    Dynamo hands zeros for it, which would make of every compiled backward the differentiable one.
+    It is None in every first backward. It is a tensor when a backward is itself differentiated: then the gradient flows
+    through the saved output too. Dynamo passes zeros instead of None; they are dropped, or every compiled backward would
+    take the slower, differentiable path.
     """
     return None if torch.compiler.is_dynamo_compiling() else grad
 
 
 def take_saved(ctx: Any) -> tuple[Any, ...]:
-    """ctx.saved_tensors, which the graph then no longer holds, unless it is kept for another backward (retain_graph): what
-    the caller drops is free at once, not at the end of its backward."""
+    """ctx.saved_tensors, removed from the graph unless it is kept for another backward (retain_graph).
+
+    A saved tensor is then freed as soon as the backward drops it, not when the backward ends.
+    """
     saved = ctx.saved_tensors
     if not torch.compiler.is_compiling():
         ctx.maybe_clear_saved_tensors()
@@ -62,9 +68,9 @@ def take_saved(ctx: Any) -> tuple[Any, ...]:
 
 
 def differentiable_backward(function: Callable[..., Tensor], args: tuple[Any, ...], grad: Tensor) -> list[Tensor | None]:
-    """The gradients of function(*args) as differentiable functions themselves: the path of create_graph=True.
+    """The gradients of function(*args), themselves differentiable: what a backward does under create_graph=True.
 
-    Returns one entry an argument, None where the argument is no tensor or needs no gradient.
+    Returns one entry for each argument: None where it is no tensor or needs no gradient.
     """
     device_type = grad.device.type
     with torch.enable_grad(), torch.autocast(device_type, enabled=False):

@@ -1,10 +1,9 @@
-"""What the compilers see: an opaque operator, ATen by a switch for each op, or the Triton kernels inlined.
+"""What torch.compile sees of an op: an opaque operator, ATen's formula, or the Triton kernels.
 
-Opaque is the default: the raw operator stays one node of the graph, and Inductor calls the very kernel eager mode does.
-`compile_with_aten("layer_norm")` hands torch.compile the ATen formula instead, for Inductor to fuse with its neighbours,
-which can be the faster of the two: the switch is there because only a measurement on the model at hand decides.
-`FUSED_OPS_INLINE=1` shows AOTAutograd the Triton kernels themselves (as torch.library.triton_op does), so that an
-AOTInductor package holds their binaries and needs no Python.
+Opaque operator, the default: the raw operator stays one node of the graph, and Inductor calls the kernel that eager mode
+runs. ATen's formula: `compile_with_aten("layer_norm")` lets Inductor fuse the op with its neighbours. Which of the two is
+faster only a measurement on the model at hand can tell. Triton kernels: `FUSED_OPS_INLINE=1` shows them to AOTAutograd, as
+torch.library.triton_op does, so that an AOTInductor package holds their binaries and needs no Python.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ COMPILE_WITH_ATEN: dict[str, bool] = {}
 
 
 def add_op(name: str) -> None:
-    """Enter an op in the switchboard, off unless FUSED_OPS_COMPILE_WITH_ATEN names it (or "all")."""
+    """Enter an op in COMPILE_WITH_ATEN: off, unless FUSED_OPS_COMPILE_WITH_ATEN names it or is "all"."""
     COMPILE_WITH_ATEN[name] = bool(settings.COMPILE_WITH_ATEN & {name, "all"})
 
 
@@ -50,7 +49,10 @@ def compile_with_aten(*ops: str, enabled: bool = True) -> None:
 
 
 def register_inlining(library: Any, name: str, run: Callable[..., Any]) -> None:
-    """Let AOTAutograd trace into run, which launches the kernels of fused_ops::name, where `_inlines` says so; opaque everywhere else."""
+    """Let AOTAutograd trace run, which launches the kernels of fused_ops::name, where `_inlines` allows it.
+
+    Everywhere else the operator stays opaque.
+    """
 
     def rule(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _inlines(types, args):
@@ -65,8 +67,10 @@ def register_inlining(library: Any, name: str, run: Callable[..., Any]) -> None:
 
 
 def _inlines(types: Any, args: tuple[Any, ...]) -> bool:
-    """Only by request, on CUDA tensors that have a kernel, and with sizes known: a configuration chosen from a symbolic
-    size would tie the graph to that size."""
+    """Whether the kernels are to be traced: on request, for CUDA tensors that have a kernel, and with known sizes.
+
+    A configuration chosen from a symbolic size would tie the graph to that size.
+    """
     if not settings.INLINE or chosen("cuda")[0] != "triton" or torch.compiler.is_exporting():
         return False
     if any(not issubclass(t, (FunctionalTensor, FakeTensor)) and t is not Tensor for t in types):
@@ -85,7 +89,7 @@ def is_traced(tensor: Tensor) -> bool:
 
 
 def _launch_as_node(kernel: Any, grid: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A launch as a node of the graph that is being traced."""
+    """Add a launch to the graph that is being traced."""
     torch.library.wrap_triton(kernel)[(grid,)](*args, **kwargs)
 
 

@@ -1,7 +1,8 @@
-"""The short way from a public function to an implementation: past torch's dispatcher when it would do nothing but call it.
+"""The fast path: from a public function straight to an implementation, past torch's dispatcher.
 
-The dispatcher costs about 2 µs on the host, as much as all the rest of a call. It is needed when someone else has a say:
-a compiler, a dispatch mode, a tensor subclass, a torch.func transform, a tracer, autocast, the profiler. Else it is skipped.
+The dispatcher costs about 2 µs on the host, as much as all the rest of a call. It is needed when a compiler, a dispatch
+mode, a tensor subclass, a torch.func transform, a tracer, autocast or the profiler takes part in the call. Otherwise it is
+skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn import Parameter
 from .._runtime.backend import implementation
 from .._runtime.settings import INTERPRET
 
-_PLAIN = frozenset((Tensor, Parameter))
+_ORDINARY_TYPES = frozenset((Tensor, Parameter))
 
 _is_compiling = torch.compiler.is_dynamo_compiling  # other compilers bring fake tensors or a dispatch mode
 _modes = torch._C._len_torch_dispatch_stack
@@ -33,23 +34,24 @@ _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 
 
 def fast_path(first: Tensor, *others: Tensor | None) -> str | None:
-    """Which short way a call on these tensors may go: "aten", "cuda", "cpu grad", "cuda grad", or None for none of them.
+    """The fast path that a call on these tensors may take, or None where it must go through the dispatcher.
 
-    "aten": CPU tensors of which none needs a gradient, in a call that nobody watches. One ATen function may take the place
-    of the whole call: it knows itself what to do under transforms, forward-mode AD and autocast, and with bad arguments.
-    The others: tensors on one device, some of which need a gradient or none, in a call that nobody else has a say in either.
-    The implementation for that device may be called directly, with checked arguments.
-
-    The interpreter's calls, and tensors with the negative bit set (which the dispatcher resolves), have no short way.
+    Returns:
+        "aten": CPU tensors, none of which needs a gradient. The caller may run one ATen function instead of the whole op: ATen
+            itself handles transforms, forward-mode AD, autocast and bad arguments.
+        "cuda", "cuda grad", "cpu grad": tensors on one device, without or with one that needs a gradient. The caller may run
+            the implementation for that device, once it has checked the arguments.
+        None: something else takes part in the call (see the module's docstring), the kernels are interpreted, or a tensor has
+            its negative bit set, which the dispatcher resolves.
     """
-    if _is_compiling() or _modes() or _function_modes() or _profiling() or _tracing() or type(first) not in _PLAIN:
+    if _is_compiling() or _modes() or _function_modes() or _profiling() or _tracing() or type(first) not in _ORDINARY_TYPES:
         return None
     recording = _grad_enabled()
     needed = recording and first.requires_grad
     if first.is_cpu:
         for tensor in others:
             if tensor is not None:
-                if type(tensor) not in _PLAIN or not tensor.is_cpu:
+                if type(tensor) not in _ORDINARY_TYPES or not tensor.is_cpu:
                     return None
                 needed = needed or (recording and tensor.requires_grad)
         if INTERPRET:
@@ -62,7 +64,7 @@ def fast_path(first: Tensor, *others: Tensor | None) -> str | None:
         device = first.get_device()
         for tensor in others:
             if tensor is not None:
-                if type(tensor) not in _PLAIN or tensor.get_device() != device or tensor.is_neg():
+                if type(tensor) not in _ORDINARY_TYPES or tensor.get_device() != device or tensor.is_neg():
                     return None
                 needed = needed or (recording and tensor.requires_grad)
     if _transforms() or _any_autocast() or forward_ad._current_level >= 0:
@@ -71,7 +73,7 @@ def fast_path(first: Tensor, *others: Tensor | None) -> str | None:
 
 
 def implementations(name: str, reference: Callable[..., Any], launch: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """What runs for a raw operator, by the short way that leads to it: "aten" and "cuda"."""
+    """The implementations of a raw operator that the fast path calls, as {"aten": ..., "cuda": ...}."""
     return {
         "aten": implementation(name, reference, launch, "cpu"),
         "cuda": implementation(name, reference, launch, "cuda"),
@@ -81,9 +83,9 @@ def implementations(name: str, reference: Callable[..., Any], launch: Callable[.
 def fast_applies(
     function: type[torch.autograd.Function], forward: Callable[..., Any], runs: dict[str, Callable[..., Any]]
 ) -> dict[str, Callable[..., Any]]:
-    """function.apply for "cpu grad" and "cuda grad": without torch's Python wrapper, which is for transforms.
+    """The fast path's {"cpu grad": ..., "cuda grad": ...}: function.apply without torch's Python wrapper for transforms.
 
-    forward(run, ctx, *args) is the Function's forward, with the implementation it calls as its first argument.
+    forward(run, ctx, *args) is the Function's forward, with the implementation to call as its first argument.
     """
 
     def apply(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -62,7 +62,7 @@ def flops_of(overload: Any, args: tuple[Any, ...]) -> int:
 
 @functools.cache
 def register_flop_formulas() -> dict[Any, Callable[..., int]]:
-    """Teach torch.utils.flop_counter our operators, once; what it learnt."""
+    """Register the formulas with torch.utils.flop_counter, once, and return them."""
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
     from .spec import FORWARD_ONLY, REGISTRY
@@ -75,7 +75,10 @@ def register_flop_formulas() -> dict[Any, Callable[..., int]]:
 
 
 def register_when_used() -> None:
-    """register_flop_formulas(), if anybody has imported torch.utils.flop_counter, also with the counters that count now."""
+    """Register the formulas if torch.utils.flop_counter has been imported.
+
+    Counters that are counting already get them too: each copied the registry when it was made.
+    """
     if "torch.utils.flop_counter" in sys.modules and torch._C._len_torch_dispatch_stack():
         formulas = register_flop_formulas()
         for mode in _get_current_dispatch_mode_stack():

@@ -1,7 +1,7 @@
-"""define(spec): a family's raw operators registered with torch.
+"""define(spec): an op's raw operators registered with torch.
 
-`fused_ops::<name>_fwd` and `fused_ops::<name>_bwd` are private: they carry no autograd formula. The public function wraps them
-in an autograd.Function.
+`fused_ops::<name>_fwd` and `fused_ops::<name>_bwd` are private: they carry no autograd formula. The public function wraps
+them in an autograd.Function.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LIBRARY = torch.library.Library("fused_ops", "DEF")
 
 
 def define(spec: OpSpec) -> OpSpec:
-    """Register a family's raw operators with torch and enter it in REGISTRY, or in FORWARD_ONLY without a backward."""
+    """Register an op's raw operators with torch, and enter it in REGISTRY, or in FORWARD_ONLY where it has no backward."""
     if spec.name in REGISTRY or spec.name in FORWARD_ONLY:
         raise ValueError(f"op {spec.name!r} is defined twice")
     for suffix, schema, reference, launch in (
@@ -41,7 +41,7 @@ def define(spec: OpSpec) -> OpSpec:
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Every raw operator with the ATen reference that replaces it: the table for ExportedProgram.run_decompositions."""
+    """{raw operator: the ATen reference that replaces it}: a table for ExportedProgram.run_decompositions."""
     table: dict[Any, Callable[..., Any]] = {}
     for spec in REGISTRY.values():
         table[spec.fwd] = spec.reference

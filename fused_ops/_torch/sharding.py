@@ -1,8 +1,8 @@
 """How the ops shard under torch.distributed.tensor: strategies for every raw operator, forward and backward.
 
-Registered by themselves at the first call with a DTensor. Tensor
-parallelism (parallelize_module) and FSDP2 (fully_shard) then work on fused modules as on torch.nn's. An operator that has
-no entry in ROLES runs on replicated tensors: always right, with communication.
+They are registered at the first call with a DTensor. Tensor parallelism (parallelize_module) and FSDP2 (fully_shard) then
+work on fused modules as on torch.nn's. An operator without an entry in ROLES runs on replicated tensors: always right, at
+the price of communication.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from typing import Any
 
 from .spec import FORWARD_ONLY, REGISTRY
 
-# One letter a tensor, "-" for anything else; a number says which argument tells whether the output is computed at all.
-#   x (..., K) the rows that come in, and dx     y (..., N) what a matmul makes of them, its gradient, what it saves
-#   z (..., N) the second matmul's result        s (...) a number a row
-#   w (N, K) and b (N,) the weight and bias of y    W, B those of z    v (K,) a weight or bias that scales x's columns
+# operator -> (a role for each argument, a role for each output). "-" is an argument that is no tensor. Tensors of one role are
+# sharded alike, gradients like the tensor they are of:
+#   x  (..., K)  the input                             s  (...)   one number a row: a statistic, a scale
+#   y  (..., N)  the first product, what is saved of it
+#   z  (..., N)  the second product, of an MLP
+#   w, b         (N, K), (N,)  weight and bias of y    W, B       weight and bias of z
+#   v            (K,)  a norm's weight or bias
+# "y4": an output that is empty unless argument 4 is true; an empty one is replicated.
 ROLES: dict[str, tuple[str, str]] = {
     "softmax_fwd": ("x - -", "x"),
     "softmax_bwd": ("x x - -", "x"),
@@ -37,7 +41,7 @@ _Rule = tuple[dict[str, Any], dict[str, Any]]  # the placement of each role as a
 
 
 def register_when_used() -> None:
-    """register(), if anybody has imported torch.distributed.tensor. Cheap enough for every call that is not a plain one."""
+    """Register the strategies if torch.distributed.tensor has been imported."""
     if "torch.distributed.tensor" in sys.modules:
         register()
 
@@ -47,7 +51,10 @@ register_when_used._dynamo_marked_constant = True  # type: ignore[attr-defined] 
 
 @functools.cache
 def register() -> None:
-    """Register the sharding strategies of every op in REGISTRY with DTensor, once. Imports torch.distributed.tensor (0.8 s)."""
+    """Register the sharding strategies of every raw operator with DTensor, once.
+
+    Imports torch.distributed.tensor, which takes 0.8 s.
+    """
     for spec in tuple(REGISTRY.values()):
         for name, overload in ((f"{spec.name}_fwd", spec.fwd), (f"{spec.name}_bwd", spec.bwd)):
             _register(name, overload)

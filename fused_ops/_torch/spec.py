@@ -1,8 +1,4 @@
-"""One op, one SPEC: everything about an op is said once, here registered, and read by tests, benchmarks, export and audit.
-
-`define` registers the raw operators `fused_ops::<name>_fwd` and `fused_ops::<name>_bwd` with torch. They are private:
-they carry no autograd formula. The public function of a family wraps them in an autograd.Function.
-"""
+"""One op, one SPEC: all that tests, benchmarks, export and audit read of an op is said once, in its OpSpec."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ FORWARD_ONLY: dict[str, OpSpec] = {}  # ops for inference: their backward is NO_
 
 @dataclass(frozen=True)
 class Sample:
-    """Arguments of one call of a public function, and what makes the case worth having."""
+    """A sample input: the arguments of one call of a public function, under a name that says what is special about it."""
 
     name: str
     args: tuple[Any, ...]
@@ -51,7 +47,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark case: make(device) gives the public function's arguments."""
+    """A benchmark shape: make(device) returns (args, kwargs) of the public function."""
 
     name: str
     dtype: torch.dtype
@@ -61,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the benchmark measures: cases, the fewest bytes and FLOPs a case needs (forward, backward), and the baselines."""
+    """What is measured of an op: benchmark shapes, each one's least bytes and FLOPs (forward, backward), eager baselines."""
 
     cases: Callable[[], Iterator[Case]]
     bytes: Callable[[Case], tuple[int, int]]
@@ -103,11 +99,12 @@ NO_BACKWARD = Backward(schema="", reference=_no_backward, launch=_no_backward, b
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One family of fused ops. See the module docstring; every field is required, and a test holds each entry to it.
+    """Everything about one op. Every field is required, and a test checks each.
 
-    public: the function users call. torch_fn: what PyTorch users write today, with the same arguments.
-    schema, reference, launch, bound: the raw forward op; reference is pure ATen and serves as CPU implementation, fake,
-    and ONNX decomposition. samples, errors: called with (device, dtype). audit: called with (capability).
+    public: the function users call. torch_fn: the eager baseline, what PyTorch users write today, with the same arguments.
+    schema, reference, launch, bound: the raw forward operator. reference is pure ATen, and serves as CPU implementation,
+    fake and ONNX decomposition. samples: called with (device, dtype). errors: called with (device). audit: called with
+    (capability).
     """
 
     name: str

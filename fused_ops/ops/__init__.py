@@ -1,1 +1,5 @@
-"""The fused ops, a folder a family. Of each op: <op>.py, what users call and its SPEC; <op>_reference.py, the same in ATen; <op>_launch.py, its kernels' launches; cases/<op>.py, what it is tested, benchmarked and audited with."""
+"""The fused ops, a folder a family.
+
+Of each op: `<op>.py` holds the public function and its SPEC, `<op>_reference.py` the same computed by ATen, `<op>_launch.py`
+the launches of its kernels, `cases/<op>.py` what it is tested, benchmarked and audited with.
+"""

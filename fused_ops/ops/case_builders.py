@@ -25,10 +25,11 @@ def audit_case(
     kernel: Any, config: str, dtype: torch.dtype, args: dict[str, Any], constexprs: dict[str, Any],
     num_warps: int, num_stages: int = 1, aligned: bool | None = None, num_ctas: int = 1,
 ) -> AuditCase:  # fmt: skip
-    """args: name -> "*x" (a pointer of the case's dtype), another Triton type, or an int for an i32 size or stride.
+    """One ahead-of-time compilation, specialised as a launch would be.
 
-    An int is specialised as a launch would: 1 becomes a constant, multiples of 16 are marked so with ":16".
-    aligned: whether 128-bit loads are due; by default where every stride is such a multiple.
+    args: name -> "*x" (a pointer to the case's dtype), another Triton type, or an int for an i32 size or stride. An int of
+    1 becomes a constant, and a multiple of 16 is marked by ":16". aligned: whether 128-bit loads are due; by default where
+    every stride is a multiple of 16.
     """
     name = TRITON_NAMES[dtype]
     signature: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 Operands, 16 or 8 bits wide, with 16-byte aligned pointers and row strides and a last stride of 1; X_T, W_T: the operand
 is stored transposed. One program an SM walks the tiles in L2-aware order. Descriptors are made in the kernel: a launch
-passes plain pointers.
+passes pointers, as to any other kernel.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ def layer_norm_fwd_config(
 ) -> RowConfig:
     """The configuration of layer_norm_fwd_kernel (or its chunked form) for M rows of N elements of itemsize bytes.
 
-    whole: rows are whole vectors. Others hold more registers, so they get smaller tiles and are chunked earlier.
+    whole: whether every row is a whole number of aligned vectors. Other rows hold more registers: they get smaller tiles,
+    and are chunked from fewer columns on.
     """
     block_n = next_power_of_2(N)
     one_pass = MAX_ONE_PASS // 2 if capability[0] == 12 and itemsize == 4 else MAX_ONE_PASS  # spills on sm_120
@@ -36,7 +37,7 @@ def layer_norm_fwd_config(
 
 @triton.jit
 def scale_and_shift(y, w_ptr, b_ptr, cols, in_row, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """y * w + b, y of fp32 rows by cols."""
+    """y * w + b for an fp32 tile y (rows, cols); w and b are left out where the kernel has none."""
     if HAS_WEIGHT:
         y *= tl.load(w_ptr + cols, mask=in_row, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
@@ -55,9 +56,11 @@ def layer_norm_fwd_kernel(
     x (M, N) any float, any strides | w, b (N,) any float, stride 1 | y (M, N) any float, last stride 1
     mean, rstd (M,) fp32, written with STATS
     Grid (tiles,). A tile of BLOCK_M whole rows a program, N <= BLOCK_N. fp32 inside.
-    VEC: N and the row strides are multiples of it; with EDGES x's last stride is 1 and nothing is a multiple of anything,
-    with SAME besides, rows of x and y start at the same distance from a multiple of VEC. With EDGES the rows of a tile are
-    VEC apart, so that all have one head, and w and b shifted by it serve them all.
+    VEC: elements in one vector access. Without EDGES, N and the row strides are multiples of VEC. With EDGES they need not be:
+    a row is an aligned part, moved in vectors, and the few elements before and after it. EDGES needs a last stride of 1 in x.
+    SAME: row i of x and row i of y start equally far from a multiple of VEC, so that their aligned parts are the same columns.
+    With EDGES a tile takes every VEC-th row. Those rows all have the same number of elements before their aligned part, so w
+    and b, shifted by that number, are loaded once for the whole tile.
     """
     tile = tl.program_id(0).to(tl.int64)
     rows = tile_rows(tile, VEC if EDGES else 1, BLOCK_M)

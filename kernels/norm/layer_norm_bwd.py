@@ -20,7 +20,8 @@ def layer_norm_bwd_config(
 ) -> RowConfig:
     """The configuration of layer_norm_bwd_kernel (or its chunked form) for M rows of N elements of itemsize bytes.
 
-    whole: rows are whole vectors. Others spill beyond Hopper at more than 4096 columns.
+    whole: whether every row is a whole number of aligned vectors. Other rows of more than 4096 columns would spill registers
+    on GPUs later than Hopper, and are chunked there.
     """
     block_n = next_power_of_2(N)
     if block_n > (MAX_ONE_PASS_BWD if whole or capability[0] < 10 else MAX_ONE_PASS_BWD // 2):

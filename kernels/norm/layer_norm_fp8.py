@@ -38,7 +38,7 @@ def _magnitude(y):
 
 @triton.jit
 def _scale_of(top):
-    """Of a greatest magnitude, given by its bits: what makes it e4m3's largest number."""
+    """The scale that maps a row's greatest magnitude, given by its bits, to 448, e4m3's largest number."""
     top = top.to(tl.float32, bitcast=True)
     return tl.where(top < LEAST_TOP, LEAST_TOP, top) / LARGEST
 

@@ -1,6 +1,6 @@
 """Softmax over the last dimension, forward and backward, and the functions that choose a configuration.
 
-Short and middle rows are held in registers (one read, one write). Longer rows take two passes over the row: an online
+Rows that fit are held in registers: one read, one write. Longer rows take two passes over the row: an online
 maximum and sum [Milakov and Gimelshein 2018], then the normalised values, whose second read comes from L2.
 """
 
@@ -42,7 +42,7 @@ def softmax_fwd_config(
 ) -> RowConfig:
     """The configuration of the forward for M rows of N elements of itemsize bytes.
 
-    packable: the packed kernel may run. clusters: rows that no program holds may run as clusters.
+    packable: whether the packed kernel can run. clusters: whether rows too long for one program may run as clusters.
     """
     packed = (MAX_PACKED_FWD if capability[0] in (9, 10) else MAX_PACKED_FWD // 2) if packable and itemsize == 2 else 0
     return _row_config(M, N, sms, MAX_ONE_PASS_FWD, packed, 32, clusters)
@@ -64,8 +64,9 @@ def softmax_fwd_kernel(
 
     x (M, N) any float, any strides | y (M, N) any float, last stride 1
     Grid (cdiv(M, BLOCK_M),). A tile of BLOCK_M whole rows a program, N <= BLOCK_N. fp32 inside.
-    VEC: N and the row strides are multiples of it; with EDGES x's last stride is 1 and nothing is a multiple of anything,
-    with SAME besides, rows of x and y start at the same distance from a multiple of VEC.
+    VEC: elements in one vector access. Without EDGES, N and the row strides are multiples of VEC. With EDGES they need not be:
+    a row is an aligned part, moved in vectors, and the few elements before and after it. EDGES needs a last stride of 1 in x.
+    SAME: row i of x and row i of y start equally far from a multiple of VEC, so that their aligned parts are the same columns.
     A row of -inf, or one with NaN or +inf, gives NaN.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -157,7 +158,8 @@ def softmax_bwd_kernel(
 
     dy, y (M, N) any float, any strides | dx (M, N) any float, last stride 1
     Grid (cdiv(M, BLOCK_M),). A tile of BLOCK_M whole rows a program, N <= BLOCK_N. fp32 inside.
-    VEC and EDGES as softmax_fwd_kernel, with y for its x; SAME holds for dy, y and dx, and is needed by EDGES.
+    VEC and EDGES as in softmax_fwd_kernel, of dy and y. EDGES needs SAME: row i of dy, y and dx starts equally far from a
+    multiple of VEC.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_N)

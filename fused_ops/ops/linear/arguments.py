@@ -107,8 +107,10 @@ def check_mlp(
 def _require_like(
     op: str, first: str, x: Tensor, others: Iterable[tuple[str, Tensor | None, Sequence[int] | None]], autocast: bool
 ) -> None:
-    """Each of others, (name, tensor, its shape or None for any), is a float tensor of x's device and, unless autocast is to
-    cast it, of x's dtype. A bias may be None."""
+    """Check each of others, (name, tensor, its shape or None for any), against the input x.
+
+    Each is a float tensor on x's device and, unless autocast is going to cast it, of x's dtype. A bias may be None.
+    """
     for name, tensor, shape in others:
         require_tensor(op, name, tensor, optional="bias" in name)
         if tensor is not None:

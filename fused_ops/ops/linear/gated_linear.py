@@ -67,7 +67,9 @@ def fused_gated_linear(
     gate_bias: Optional[Tensor] = None,
     up_bias: Optional[Tensor] = None,
 ) -> Tensor:
-    """activation(input @ gate_weight^T + gate_bias) * (input @ up_weight^T + up_bias) in one kernel: SwiGLU, GeGLU and their kin.
+    """A gated linear in one kernel, as in SwiGLU and GeGLU.
+
+    y = activation(input @ gate_weight^T + gate_bias) * (input @ up_weight^T + up_bias).
 
     Args:
         input: (*, K), float32, float16, bfloat16 or float64, any strides.
@@ -83,8 +85,8 @@ def fused_gated_linear(
         NotImplementedError (a RuntimeError): a dtype that is no float.
         TypeError: an argument of the wrong type.
 
-    input is read once for both products; both accumulate in fp32, and the gate is applied before rounding. For the backward
-    the two pre-activations are kept, rounded to input's dtype, and input only where a weight needs a gradient: eager keeps the
+    Both products accumulate in fp32 from one read of input, and the gate is applied before rounding. For the backward the two
+    pre-activations are kept, rounded to input's dtype, and input only where a weight needs a gradient. Eager PyTorch keeps the
     activated gate as well. Differentiable twice. Source: Shazeer, GLU Variants Improve Transformer, 2020.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]

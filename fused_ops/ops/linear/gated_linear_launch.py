@@ -40,8 +40,11 @@ def gated_linear_bwd_launch(
     dy: Tensor, x: Tensor, gate_weight: Tensor, up_weight: Tensor, g: Tensor, u: Tensor, activation: str,
     need_dx: bool, need_dwg: bool, need_dwu: bool, need_dbg: bool, need_dbu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """gated_linear_bwd_reference by kernels: one for dg, du and the partial sums of the biases' gradients, one that adds
-    dx's two products before rounding, and a product a weight."""
+    """gated_linear_bwd_reference by kernels.
+
+    One computes dg, du and the partial sums of the biases' gradients, one adds dx's two products before rounding, and each
+    weight's gradient is a product.
+    """
     N, K = gate_weight.shape
     if dy.dtype not in KERNEL_DTYPES or dy.numel() == 0 or K == 0:
         needs = (need_dx, need_dwg, need_dwu, need_dbg, need_dbu)

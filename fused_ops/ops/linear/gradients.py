@@ -1,4 +1,4 @@
-"""Gradients of products in differentiable ATen: the path of create_graph=True, and of gradients of gradients.
+"""Gradients of products in differentiable ATen: what backwards do under create_graph=True.
 
 The Functions of this package return what they save (pre-activations) as further outputs. So a backward that is itself
 differentiated finds them connected to the inputs, and no input has to be kept for that alone.
@@ -15,7 +15,7 @@ from .activations import activation_derivative
 
 
 def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """a + b, where None counts as zero."""
+    """a + b; None counts as zero."""
     return b if a is None else a if b is None else a + b
 
 

@@ -39,8 +39,10 @@ def _forward(
 
 
 class _Linear(torch.autograd.Function):
-    """pre is a second output, hidden from users: a backward that is itself differentiated reaches x through it, so x is
-    kept for dw only."""
+    """pre, the pre-activation, is a second output that users never see.
+
+    A backward that is itself differentiated reaches x through pre, so x is kept for dw only.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
@@ -67,8 +69,10 @@ def linear_backward(
     dpre: Tensor, x: Tensor | None, weight: Tensor | None, shape: Sequence[int], need_dx: bool, need_dw: bool,
     need_db: bool, db: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """The gradients of x @ weight^T + bias by the raw operator, db as given where it is not needed. x and weight may be
-    None where nothing reads them; then only the weight's shape is looked at."""
+    """(dx, dw, db) of x @ weight^T + bias by the raw operator. db: returned as given where need_db is false.
+
+    x and weight may be None where no gradient needs them; then only shape, the weight's, is used.
+    """
     if not (need_dx or need_dw or need_db):
         return None, None, db
     w = dpre.new_empty(()).expand(shape) if weight is None else weight

@@ -29,12 +29,14 @@ def fused_linear_fp8(
     activation: Optional[str] = None,
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """activation((input @ weight^T) * input_scale * weight_scale + bias) in one kernel, from e4m3 operands: for inference.
+    """A linear with e4m3 operands and their scales, in one kernel: for inference.
+
+    y = activation((input @ weight^T) * input_scale * weight_scale + bias).
 
     Args:
         input: (*, K), float8_e4m3fn, any strides. The real input is input * input_scale.
         weight: (N, K), float8_e4m3fn, any strides; fastest with K contiguous and a multiple of 16.
-        input_scale: float32, one element for all of input, or one a row: of shape input.shape[:-1], or with a further 1 behind it.
+        input_scale: float32, one element for all of input, or one a row: of shape input.shape[:-1] or (*input.shape[:-1], 1).
         weight_scale: float32, one element for all of weight, or one a row: (N,), (N, 1) or (1, N).
         bias: (N,), float32, float16 or bfloat16; or None.
         activation: as in fused_linear.

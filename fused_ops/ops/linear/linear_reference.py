@@ -29,7 +29,7 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation:
 
 
 def infer_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    """linear_reference's y alone."""
+    """The y of linear_reference."""
     pre = F.linear(x, weight, bias).contiguous()
     return pre if activation is None or activation == "none" else ACTIVATIONS[activation](pre)
 
@@ -37,7 +37,7 @@ def infer_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: 
 def train_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """linear_reference with None for a pre-activation that is not saved: an empty tensor would take 1 µs."""
+    """linear_reference, but None in place of an empty pre-activation, which would take 1 µs to make."""
     return (
         linear_reference(x, weight, bias, activation, True)
         if save_pre
@@ -48,10 +48,10 @@ def train_reference(
 def linear_bwd_reference(
     dy: Tensor, x: Tensor, weight: Tensor | None, saved: Tensor, activation: str, need_dx: bool, need_dw: bool, need_db: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dw, db) in ATen; saved is the pre-activation, or y for relu. A gradient not needed is an empty tensor.
+    """(dx, dw, db) in ATen. A gradient that is not needed is an empty tensor.
 
-    x is read for dw only: without need_dw it may be any tensor. The first of two steps, the activation's, has no weight:
-    then dx is the pre-activation's gradient (..., N), and there is no dw.
+    saved is the pre-activation, or y for relu. x is read for dw only: without need_dw it may be any tensor. weight is None
+    in the activation's own step: then dx is the pre-activation's gradient (..., N), and there is no dw.
     """
     N, K = (dy.shape[-1],) * 2 if weight is None else weight.shape
     M = math.prod(dy.shape[:-1])

@@ -1,4 +1,4 @@
-"""The launches of the matmul kernels: operands (M, K) and (N, K) of any strides, what they make contiguous."""
+"""The launches of the matmul kernels on operands (M, K) and (N, K) of any strides."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ _no_warp_specialization: set[Any] = set()
 
 
 def launch_tma(kernel: Any, x: Tensor, M: int, N: int, config: MatmulConfig, *args: Any, **kwargs: Any) -> None:
-    """Launch a persistent kernel over descriptors. A warp-specialised configuration that does not compile is
-    dropped, which is said once."""
+    """Launch a persistent kernel over TMA descriptors.
+
+    A warp-specialised configuration that does not compile runs without warp specialisation from then on, with a warning
+    once.
+    """
     ensure_allocator()
     grid = min(device_properties(x)[1], tiles(M, N, config))
     if config.warp_specialize and (kernel, config) not in _no_warp_specialization:
@@ -45,9 +48,9 @@ def _say_dropped(kernel: Any, config: MatmulConfig, error: Exception) -> None:
 
 def matmul(
     x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, pre: Tensor, activation: str, save_pre: bool,
-    x_scale: Tensor | None = None, w_scale: Tensor | None = None,
+    input_scale: Tensor | None = None, weight_scale: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """y = act((x @ weight^T) * x_scale * w_scale + bias) by our kernels.
+    """y = act((x @ weight^T) * input_scale * weight_scale + bias) by our kernels.
 
     x (M, K), weight (N, K) of any strides; y, pre (M, N) contiguous, pre written where save_pre; scales fp32, 1-D,
     of one element or M and N, both or neither.
@@ -56,15 +59,15 @@ def matmul(
     if M == 0 or N == 0:
         return
     config = config_of(x, (weight,), "fp8" if x.dtype is FP8 else "fwd")
-    b, xs, ws = (x if t is None else t for t in (bias, x_scale, w_scale))
+    b, xs, ws = (x if t is None else t for t in (bias, input_scale, weight_scale))
     strides = {
         "stride_b": 0 if bias is None else bias.stride(0),
-        "stride_xs": x_scale.stride(0) if x_scale is not None and x_scale.numel() > 1 else 0,
-        "stride_ws": w_scale.stride(0) if w_scale is not None and w_scale.numel() > 1 else 0,
+        "stride_xs": input_scale.stride(0) if input_scale is not None and input_scale.numel() > 1 else 0,
+        "stride_ws": weight_scale.stride(0) if weight_scale is not None and weight_scale.numel() > 1 else 0,
     }
     imprecise = min(FP8_CHUNK, config.block_k) if x.dtype is FP8 and device_properties(x)[0][0] == 9 else 0
     options: dict[str, Any] = {"IMPRECISE": imprecise, **common(x, config, config.kind != "split_k")}
-    epilogue = {"ACT": activation, "HAS_BIAS": bias is not None, "SAVE_PRE": save_pre, "HAS_SCALE": x_scale is not None}
+    epilogue = {"ACT": activation, "HAS_BIAS": bias is not None, "SAVE_PRE": save_pre, "HAS_SCALE": input_scale is not None}
     xw = {"stride_xm": x.stride(0), "stride_xk": x.stride(1), "stride_wn": weight.stride(0), "stride_wk": weight.stride(1)}
     if config.kind == "tma":
         (x_t, stride_x), (w_t, stride_w) = tma_layout(x), tma_layout(weight)  # type: ignore[misc]
@@ -104,14 +107,17 @@ def _reduce(
 
 
 def matmul_epilogue(product: Tensor, bias: Tensor | None, y: Tensor, activation: str) -> None:
-    """y = act(product + bias), and product += bias in place: what follows a product that cuBLAS made. (M, N), fp32."""
+    """y = act(product + bias), and product += bias in place: what follows a product computed by cuBLAS.
+
+    product and y (M, N), fp32.
+    """
     epilogue = {"ACT": activation, "HAS_BIAS": bias is not None, "SAVE_PRE": y is not product, "HAS_SCALE": False}
     strides = {"stride_b": 0 if bias is None else bias.stride(0), "stride_xs": 0, "stride_ws": 0}
     _reduce(product, 1, product if bias is None else bias, y, product, product, product, strides, epilogue)
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a @ b: cuBLAS on a GPU, which has nothing to fuse here; our kernel when interpreting or forced."""
+    """out = a @ b: by cuBLAS on a GPU, where nothing is fused; by our kernel when interpreted or forced."""
     if a.is_cuda and forced() is None:
         torch.mm(a, b, out=out)
     else:
@@ -154,8 +160,11 @@ def matmul_dact(dy: Tensor, w: Tensor, saved: Tensor, dpre: Tensor, activation: 
 def act_bwd(
     dy: Tensor, saved: Tensor, activation: str, need_dpre: bool, need_db: bool, in_place: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """dpre = dy * act'(saved) (M, N), and db (N,); dy of any strides. dpre is dy itself without an activation, and dy's
-    memory, contiguous, where in_place: each element is read once, by the thread that then writes it."""
+    """(dpre, db): dpre = dy * act'(saved) (M, N), db (N,) its column sums. dy of any strides.
+
+    dpre is dy itself where there is no activation. With in_place it is written over dy, which must be contiguous: each
+    element is read once, by the thread that then writes it.
+    """
     bwd = kernels().bwd
     M, N = dy.shape
     rows = bwd.linear_act_bwd_rows(M, N, device_properties(dy)[1])

@@ -19,7 +19,10 @@ def matmul_gated(
     x: Tensor, gate_weight: Tensor, up_weight: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None,
     y: Tensor, g: Tensor, u: Tensor, activation: str, save_pre: bool,
 ) -> None:  # fmt: skip
-    """y = act(g) * u, g = x @ gate_weight^T + gate_bias, u = x @ up_weight^T + up_bias; y, g, u (M, N) contiguous, g, u where save_pre."""
+    """y = act(g) * u with g = x @ gate_weight^T + gate_bias and u = x @ up_weight^T + up_bias.
+
+    y, g, u (M, N) contiguous; g and u are written where save_pre.
+    """
     (M, K), N = x.shape, gate_weight.shape[0]
     if M == 0 or N == 0:
         return

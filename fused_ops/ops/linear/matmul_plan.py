@@ -41,7 +41,7 @@ def kernels() -> Any:
 
 @contextlib.contextmanager
 def forced_config(config: MatmulConfig) -> Iterator[None]:
-    """While active, matmuls that can run with this configuration do: for tuning and tests. Process-wide, not for threads."""
+    """While active, every matmul that can run with this configuration does. For tuning and tests; not thread-safe."""
     global _forced
     before, _forced = _forced, config
     try:
@@ -77,12 +77,12 @@ def linear_plan(x: Tensor, weight: Tensor, activation: str = "none", save_pre: b
 
 
 def fp32_on_cublas(x: Tensor) -> bool:
-    """Whether products of x are cuBLAS's, with what surrounds them in kernels of its own: fp32 on a GPU."""
+    """Whether cuBLAS computes products of x, and kernels of ours only what surrounds them: fp32 on a GPU."""
     return x.is_cuda and x.dtype is torch.float32 and _forced is None
 
 
 def config_of(x: Tensor, weights: tuple[Tensor, ...], use: str, tile: Tensor | None = None) -> MatmulConfig:
-    """The configuration of x (M, K) times weights (N, K), by size, alignment and device; tile: what the epilogue reads."""
+    """The configuration for x (M, K) times weights (N, K). tile: a tensor that the epilogue reads, if any."""
     (M, K), N = x.shape, weights[0].shape[0]
     access = _access(x, weights, N) if tile is None or not _misaligned(tile) else "any"
     if (
@@ -117,7 +117,7 @@ def _access_of(layouts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], ite
 
 
 def _misaligned(t: Tensor) -> bool:
-    """Whether t begins at no 16-byte boundary; a tensor that is being traced has no address yet, only an offset."""
+    """Whether t starts at no 16-byte boundary. A tensor that is being traced has no address: its offset counts."""
     address = t.storage_offset() * t.element_size() if is_traced(t) else t.data_ptr()
     return address % 16 != 0
 

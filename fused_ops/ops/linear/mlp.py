@@ -86,7 +86,9 @@ def fused_mlp(
     *,
     recompute: bool = False,
 ) -> Tensor:
-    """activation(input @ weight1^T + bias1) @ weight2^T + bias2: a transformer's feed-forward block, with a fused backward.
+    """A transformer's feed-forward block, with a fused backward.
+
+    y = activation(input @ weight1^T + bias1) @ weight2^T + bias2.
 
     Args:
         input: (*, K), float32, float16, bfloat16 or float64, any strides.
@@ -104,8 +106,8 @@ def fused_mlp(
         NotImplementedError (a RuntimeError): a dtype that is no float.
         TypeError: an argument of the wrong type.
 
-    The hidden layer is rounded to input's dtype between the two products, which accumulate in fp32. In the backward the
-    activation's derivative and bias1's gradient are computed in the epilogue of dy @ weight2, before rounding: the hidden layer's
+    The two products accumulate in fp32, and the hidden layer between them is rounded to input's dtype. In the backward, the
+    epilogue of dy @ weight2 computes the activation's derivative and bias1's gradient before rounding, so the hidden layer's
     gradient is never stored. Differentiable twice.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]

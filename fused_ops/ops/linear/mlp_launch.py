@@ -35,10 +35,10 @@ def mlp_bwd_launch(
     dy: Tensor, weight2: Tensor, saved: Tensor, h: Tensor, activation: str,
     need_dpre: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """mlp_bwd_reference by kernels: dpre and the partial sums of db1 come from the epilogue of the product dy @ weight2.
+    """mlp_bwd_reference by kernels; dpre and the partial sums of db1 come from the epilogue of dy @ weight2.
 
-    The order bounds the memory: partial sums are freed before dw2 takes any, and h, where it was dropped and is computed
-    again, before dpre does.
+    The order of the steps bounds memory: partial sums are freed before dw2 is allocated, and a hidden layer that is
+    computed again is freed before dpre is allocated.
     """
     (N, H), M = weight2.shape, math.prod(dy.shape[:-1])
     if dy.dtype not in KERNEL_DTYPES or 0 in (M, N, H):
@@ -66,7 +66,7 @@ def mlp_bwd_launch(
 
 
 def _through_activation(rows: Tensor, weight2: Tensor, saved: Tensor, dpre: Tensor, activation: str, need_db1: bool) -> Tensor:
-    """dpre = (rows @ weight2) * act'(saved), written; returns db1, or an empty tensor. fp32 on a GPU: cuBLAS, then in place."""
+    """Write dpre = (rows @ weight2) * act'(saved), and return db1, or an empty tensor. fp32 on a GPU: cuBLAS first."""
     if fp32_on_cublas(rows):
         product(rows, weight2, dpre)
         return act_bwd(dpre, saved, activation, True, need_db1, in_place=True)[1]

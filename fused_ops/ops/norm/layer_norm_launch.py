@@ -94,7 +94,7 @@ def _fwd_plan(
 
 
 def infer_launch(x: Tensor, shape: tuple[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """torch.layer_norm over the last dimension, which shape is the size of: y alone, no statistics without a backward."""
+    """torch.layer_norm over the last dimension, of size shape[0], by a kernel: y alone, without statistics."""
     if x.dtype not in KERNEL_DTYPES:
         return torch.layer_norm(x, shape, weight, bias, eps)
     y = empty_of(x, x.dtype)

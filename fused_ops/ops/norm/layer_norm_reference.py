@@ -29,7 +29,7 @@ def layer_norm_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, 
 
 
 def train_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
-    """layer_norm_reference with statistics as ATen has them, (..., 1): squeezing them here would take 2 µs."""
+    """layer_norm_reference, with statistics of shape (..., 1) as ATen returns them: squeezing would take 2 µs."""
     if x.dtype is torch.float32:  # and so must weight and bias be, in ATen
         return torch.native_layer_norm(x, (x.shape[-1],), weight, bias, eps)
     return layer_norm_reference(x, weight, bias, eps)

@@ -1,1 +1,1 @@
-"""Softmax."""
+"""Softmax over any one dimension."""

@@ -52,11 +52,10 @@ def softmax_launch(x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
         _launch_fwd_rows(x if dim == x.dim() - 1 else x.flatten(dim), y)
         return y
     inner = _inner_kernels()
-    facts = device_properties(x)
     N = x.shape[dim]
     x3, y3 = _around(x, dim), _around(y, dim)
     K = x3.shape[2]
-    config = inner.softmax_inner_config(N, K, x.element_size(), *facts)
+    config = inner.softmax_inner_config(N, K, x.element_size(), *device_properties(x))
     launch(
         inner.softmax_fwd_inner_kernel, x3.shape[0] * -(-K // config.block_m), x, x3, y3, N, K,
         **_strides("x", x3), **_strides("y", y3),
@@ -77,11 +76,10 @@ def softmax_bwd_launch(dy: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> T
         _launch_bwd_rows(dy if last else dy.flatten(dim), y if last else y.flatten(dim), dx)
         return dx
     inner = _inner_kernels()
-    facts = device_properties(y)
     N = y.shape[dim]
     dy3, y3, dx3 = _around(dy, dim), _around(y, dim), _around(dx, dim)
     K = y3.shape[2]
-    config = inner.softmax_inner_config(N, K, y.element_size(), *facts)
+    config = inner.softmax_inner_config(N, K, y.element_size(), *device_properties(y))
     launch(
         inner.softmax_bwd_inner_kernel, y3.shape[0] * -(-K // config.block_m), y, dy3, y3, dx3, N, K,
         **_strides("dy", dy3), **_strides("y", y3), **_strides("dx", dx3),
@@ -107,8 +105,8 @@ def _strides(name: str, x: Tensor) -> dict[str, int]:
 def _launch_fwd_rows(x: Tensor, y: Tensor) -> None:
     """Launch the forward that fits: x of rows in its last dimension, y of as many elements, contiguous."""
     rows, M, stride_xm, stride_xn = rows_and_strides(x)
-    facts = (M, x.shape[-1], stride_xm, stride_xn, x.dtype, y.dtype, x.get_device())
-    launch_planned(_fwd_plan(*facts), rows, y)
+    planned = _fwd_plan(M, x.shape[-1], stride_xm, stride_xn, x.dtype, y.dtype, x.get_device())
+    launch_planned(planned, rows, y)
 
 
 @plan

@@ -27,7 +27,7 @@ def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
         yield case(f"rows({M}, {N})", r(M, N), N)
     yield case("no_weight", r(6, 65), 65, weight=False)
     yield case("no_bias", r(6, 65), 65, bias=False)
-    yield case("plain", r(6, 65), 65, weight=False, bias=False)
+    yield case("no_affine", r(6, 65), 65, weight=False, bias=False)
     yield case("1d", r(19), 19)
     yield case("4d", r(2, 3, 5, 21), 21)
     yield Sample("shape2", (r(4, 5, 6), (5, 6), r(5, 6, seed=1), r(5, 6, seed=2)))
@@ -153,10 +153,10 @@ def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
 
     M, sms = 65536, 132
     for N, dtype in cross((*_AUDIT_WHOLE, *_AUDIT_ODD), _AUDIT_DTYPES):
-        facts = (M, N, dtype.itemsize, capability, sms)
+        key = (M, N, dtype.itemsize, capability, sms)
         vec, edges, same = rows.row_vectors(N, dtype.itemsize, 1, (N,))
         whole = vec > 1 and not edges
-        config = layer_norm.layer_norm_fwd_config(*facts, whole)
+        config = layer_norm.layer_norm_fwd_config(*key, whole)
         args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y")} | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
         args |= {"N": N} if config.chunked else {"M": M, "N": N}
         args |= {"stride_xm": N, "stride_xn": 1, "stride_ym": N, "eps": "fp32"}
@@ -167,9 +167,9 @@ def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
         yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=whole)
         if edges:  # w and b, at any offset, take narrow loads, two for each element of x: so the widths are judged without
             constexprs |= {"HAS_WEIGHT": False, "HAS_BIAS": False}
-            yield audit_case(kernel, f"N={N} plain", dtype, args, constexprs, config.num_warps, aligned=True)
+            yield audit_case(kernel, f"N={N} no affine", dtype, args, constexprs, config.num_warps, aligned=True)
         vec = rows.whole_vectors(N, dtype.itemsize, 1, (N,))
-        config = layer_norm_bwd.layer_norm_bwd_config(*facts, vec > 1)
+        config = layer_norm_bwd.layer_norm_bwd_config(*key, vec > 1)
         kernel = layer_norm_bwd.layer_norm_bwd_chunked_kernel if config.chunked else layer_norm_bwd.layer_norm_bwd_kernel
         pointers = {"dy_ptr": "*x", "x_ptr": "*x", "w_ptr": "*x", "mean_ptr": "*fp32", "rstd_ptr": "*fp32", "dx_ptr": "*x"}
         pointers |= {"dw_part_ptr": "*fp32", "db_part_ptr": "*fp32"}
