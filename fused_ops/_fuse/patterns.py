@@ -76,7 +76,7 @@ def _linear(module: nn.Module, node: Node) -> Chain | None:
     if node.op not in ("call_function", "call_method"):
         return None
     found = _activated(module, node)
-    if found is None or not _plain_linear(module, found.linear):
+    if found is None or not _unfused_linear(module, found.linear):
         return None
     return Chain("linear", found.activation, (str(found.linear.target),), found.linear.args[0], found.nodes)
 
@@ -88,7 +88,7 @@ def _gated(module: nn.Module, node: Node) -> Chain | None:
         if not (isinstance(gate_node, Node) and isinstance(up, Node) and len(gate_node.users) == len(up.users) == 1):
             continue
         gate = _activated(module, gate_node)
-        if gate is None or not _plain_linear(module, up) or up.args != gate.linear.args:
+        if gate is None or not _unfused_linear(module, up) or up.args != gate.linear.args:
             continue
         nodes = (*gate.nodes, up, node)
         return Chain(
@@ -103,7 +103,7 @@ def _gated(module: nn.Module, node: Node) -> Chain | None:
 
 
 def _mlp(module: nn.Module, node: Node) -> Chain | None:
-    if not _plain_linear(module, node):
+    if not _unfused_linear(module, node):
         return None
     if not module.training:  # in evaluation a fused MLP saves nothing over its first half: cuBLAS does the second
         return None
@@ -135,7 +135,7 @@ def _activated(module: nn.Module, node: Node) -> Activated | None:
     if (found := activation_at(module, node)) is None or not node.args:
         return None
     linear = node.args[0]
-    if not (isinstance(linear, Node) and len(linear.users) == 1 and _plain_linear(module, linear)):
+    if not (isinstance(linear, Node) and len(linear.users) == 1 and _unfused_linear(module, linear)):
         return None
     return Activated(found.activation, linear, (linear, node, *nodes))
 
@@ -148,7 +148,7 @@ def _one_input(node: Node) -> bool:
     return len(node.args) == 1 and isinstance(node.args[0], Node) and not node.kwargs
 
 
-def _plain_linear(module: nn.Module, node: Node) -> bool:
+def _unfused_linear(module: nn.Module, node: Node) -> bool:
     called: Any = _called(module, node)
     known = linear_classes()
     bare = type(called) in known or (type(called) in known.values() and called.activation is None)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import checked
+from tests.packaging.conftest import ROOT, checked
 
 pytestmark = pytest.mark.xdist_group("distribution")
 
@@ -59,6 +59,15 @@ def test_sdist_holds_licence_and_readme(sdist: Path) -> None:
         outside = [m.name for m in archive.getmembers() if (m.issym() or m.islnk()) and ".." in Path(m.linkname).parts[1:]]
     assert {"LICENSE", "README.md", "pyproject.toml", "fused_ops/py.typed"} <= names
     assert not outside
+
+
+def test_package_data_is_what_there_is(wheel: Path) -> None:
+    """Every pattern of package data matches a file, and every data file in the package's own folders is shipped."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["fused_ops"]
+    assert all(list((ROOT / "fused_ops").glob(pattern)) for pattern in patterns)
+    data = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fused_ops").rglob("*.json")}
+    assert data | {"fused_ops/py.typed"} <= set(_members(wheel))
 
 
 def test_metadata(wheel: Path) -> None:

@@ -96,3 +96,33 @@ def test_no_tracked_file_names_a_path_of_a_machine() -> None:
 def test_a_machine_path_is_found(place: str) -> None:
     assert MACHINE_PATH.search(f'open("/{place}/somebody/model.onnx")')
     assert not MACHINE_PATH.search(f"docs/{place}/page and https://example.org/{place}/page")
+
+
+# Words that had several meanings; what to say instead is in CONTRIBUTING.md.
+RETIRED_WORDS = {"facts", "plain", "short_way"}
+
+
+def _identifiers(source: str) -> set[str]:
+    """Every name that a source defines or uses."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        for field in ("id", "attr", "arg", "name", "asname"):
+            if isinstance(value := getattr(node, field, None), str):
+                found.add(value)
+    return found
+
+
+def _retired(source: str) -> list[str]:
+    return sorted(
+        name for name in _identifiers(source) if any(re.search(rf"(^|_){word}(_|$)", name.lower()) for word in RETIRED_WORDS)
+    )
+
+
+@pytest.mark.parametrize("part", [*PARTS, "tests"])
+def test_no_identifier_uses_a_retired_word(part: str) -> None:
+    assert not {str(path): names for path in files(part) if (names := _retired((ROOT / path).read_text()))}
+
+
+@pytest.mark.parametrize("source", ["def linear_plain(x): ...", "facts = 1", "a.device_facts(x)", "from a import short_way"])
+def test_a_retired_word_is_found(source: str) -> None:
+    assert _retired(source)
