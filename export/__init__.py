@@ -1,4 +1,4 @@
-"""From a trained model to a file that serves: ONNX, TensorRT, TorchScript, AOTInductor, quantisation and verification.
+"""Export a trained model to ONNX, TensorRT, TorchScript or AOTInductor; quantise it, and verify what was written.
 
     from fused_ops.export import export_onnx, verify
 

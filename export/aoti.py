@@ -25,8 +25,8 @@ def export_aoti(
     """Compile a model ahead of time for the device its parameters are on, as an AOTInductor package.
 
     Args:
-        model: a module, fused or not, in eval mode (its own mode is restored), or an ExportedProgram. fused_ops'
-            operators are replaced by their ATen references, which Inductor fuses itself.
+        model: a module, fused or not, or an ExportedProgram. A module is exported in eval mode, and its own mode is
+            restored. The operators of fused_ops are replaced by their ATen references, which Inductor fuses itself.
         args: example inputs: a tuple, a dict of keyword inputs, or one tensor. Empty for an ExportedProgram.
         path: the file to write; its name ends in ".pt2". It appears whole, or not at all.
         dynamic_shapes: as torch.export's; a string names a dimension of any size.
@@ -37,7 +37,7 @@ def export_aoti(
         torch::inductor::AOTIModelPackageLoader. It needs the same torch release and kind of device.
 
     Raises:
-        ExportError: a bad argument, a model that does not compile; nothing is written.
+        ExportError: a bad argument, or a model that does not compile; nothing is written.
     """
     op = "export_aoti"
     if not isinstance(model, (nn.Module, ExportedProgram)):

@@ -1,4 +1,4 @@
-"""What is in an exported file: operators, dimensions, precision, size, hash. Nothing is run and nothing is unpickled."""
+"""Describe an exported file: operators, dimensions, precision, size, hash. Nothing in it is run or unpickled."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 def inspect_file(path: PathLike) -> dict[str, Any]:
-    """The facts of an ONNX file, a TensorRT engine, a TorchScript file, an AOTInductor package or an ExportedProgram.
+    """Describe an ONNX file, a TensorRT engine, a TorchScript file, an AOTInductor package or an ExportedProgram.
 
     Args:
         path: the file.
 
     Returns:
-        A dict that JSON holds: file, kind, bytes, sha256, manifest ("none", "agrees" or "differs") and, by kind, opset,
-        inputs, outputs, operators, weights (by dtype), profiles, versions, members.
+        A JSON-serialisable dict. Always there: file, kind, bytes, sha256, manifest ("none", "agrees" or "differs").
+        Depending on the kind: opset, inputs, outputs, operators, weights (elements by dtype), profiles, versions, members.
 
     Raises:
-        ExportError: unreadable, or of no kind known here; for ONNX also whatever check_onnx refuses.
+        ExportError: the file is unreadable or of an unknown kind, or it is an ONNX file that check_onnx refuses.
     """
     source = check_input(OP, path, max_bytes=MAX_BYTES)
     manifest = read_manifest(source, OP)
-    facts: dict[str, Any] = {"file": str(source), "bytes": source.stat().st_size, "sha256": sha256_of(source)}
-    facts["manifest"] = "none" if manifest is None else "agrees" if _agrees(source, facts["sha256"], manifest) else "differs"
+    details: dict[str, Any] = {"file": str(source), "bytes": source.stat().st_size, "sha256": sha256_of(source)}
+    details["manifest"] = (
+        "none" if manifest is None else "agrees" if _agrees(source, details["sha256"], manifest) else "differs"
+    )
     if zipfile.is_zipfile(source):
-        return facts | _archive(source)
+        return details | _archive(source)
     if source.suffix in ENGINE_SUFFIXES or (manifest is not None and manifest["kind"] in EXTRAS):
-        return facts | _engine(manifest)
-    return facts | _onnx(source)
+        return details | _engine(manifest)
+    return details | _onnx(source)
 
 
 def _agrees(source: Path, sha256: str, manifest: dict[str, Any]) -> bool:
@@ -80,21 +82,21 @@ def _count(dims: Any) -> int:
 
 
 def _engine(manifest: dict[str, Any] | None) -> dict[str, Any]:
-    """Without a manifest an engine tells nothing: its format is private, and loading it would run it."""
+    """An engine's description, from its manifest alone: the file's format is private, and loading it would run it."""
     if manifest is None:
         return {
             "kind": "tensorrt engine",
             "note": "no manifest beside it: its contents are known only to the TensorRT that made it",
         }
     names = ("kind", "versions", "source", "opset", "inputs", "outputs", "profiles", "options", "gpu")
-    facts = {name: manifest[name] for name in names if name in manifest}
+    details = {name: manifest[name] for name in names if name in manifest}
     for name in ("inputs", "outputs"):
-        facts[name] = [f"{t['name']}({', '.join(map(str, t['dims']))}) {t['dtype']}" for t in facts.get(name, [])]
-    return facts
+        details[name] = [f"{t['name']}({', '.join(map(str, t['dims']))}) {t['dtype']}" for t in details.get(name, [])]
+    return details
 
 
 def _archive(source: Path) -> dict[str, Any]:
-    """torch's archives are zip files; their names tell which. The members are counted, none is read."""
+    """The kind of a torch archive (a zip file), told by its members' names, with their count and the ten largest."""
     try:
         with zipfile.ZipFile(source) as archive:
             members = [(info.filename, info.file_size) for info in archive.infolist()]

@@ -1,4 +1,4 @@
-"""From a module and example inputs to an ExportedProgram of plain ATen, with the names users know kept."""
+"""Turn a module and example inputs into an ExportedProgram of ATen operators, and keep the names that users know."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Args = tuple[Any, ...] | Mapping[str, Any] | torch.Tensor
 
 
 def split_args(model: nn.Module, args: Args) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """args as (positional, keyword), keywords in the order of model.forward's parameters."""
+    """Split args into (positional, keyword) arguments; keywords are sorted in the order of model.forward's parameters."""
     if isinstance(args, torch.Tensor):
         return (args,), {}
     if isinstance(args, Mapping):
@@ -39,7 +39,7 @@ def split_args(model: nn.Module, args: Args) -> tuple[tuple[Any, ...], dict[str,
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """model in eval mode, each submodule's own mode restored afterwards."""
+    """Put model in eval mode inside the block; each submodule gets its own mode back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -51,7 +51,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's notes that say nothing about the user's model."""
+    """Silence the exporter's warnings that say nothing about the user's model."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")  # "torchvision is not installed"
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -67,9 +67,12 @@ def quiet() -> Iterator[None]:
 
 
 def exported_program(op: str, model: nn.Module | ExportedProgram, args: Args, dynamic_shapes: Any) -> ExportedProgram:
-    """model as an ExportedProgram in eval mode without any operator of fused_ops: each is replaced by its reference.
+    """Export model in eval mode, and replace each fused_ops operator by its ATen reference.
 
-    dynamic_shapes is torch.export's, where a string stands for a named dimension of any size.
+    dynamic_shapes is as for torch.export; a string is allowed too, and names a dimension of any size.
+
+    Raises:
+        ExportError: torch.export cannot trace the model, or dynamic_shapes names an unknown input.
     """
     try:
         with quiet(), torch.no_grad():
@@ -86,12 +89,12 @@ def exported_program(op: str, model: nn.Module | ExportedProgram, args: Args, dy
 
 
 def _detached(leaf: Any) -> Any:
-    """An example without its .grad, whose shapes torch.export would have to trace and cannot."""
+    """An example input detached, because torch.export cannot trace the shapes of a tensor's .grad."""
     return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _complete(op: str, keywords: dict[str, Any], spec: Any) -> Any:
-    """For keyword inputs, a spec with every one of them: those not named are static."""
+    """dynamic_shapes with an entry for every keyword input; an input without one is static (None)."""
     if not keywords or not isinstance(spec, Mapping):
         return spec
     unknown = [name for name in spec if name not in keywords]
@@ -102,7 +105,7 @@ def _complete(op: str, keywords: dict[str, Any], spec: Any) -> Any:
 
 @contextlib.contextmanager
 def _explicit(model: nn.Module, keywords: dict[str, Any]) -> Iterator[None]:
-    """model.forward with a parameter of its own for each keyword that it takes as **kwargs: torch.export mishandles those."""
+    """Inside the block, model.forward names a parameter for each input that it takes by **kwargs, which torch.export mishandles."""
     signature = inspect.signature(model.forward)
     extra = [name for name in keywords if name not in signature.parameters]
     if not extra:
@@ -127,7 +130,7 @@ def _explicit(model: nn.Module, keywords: dict[str, Any]) -> Iterator[None]:
 
 
 def _as_hints(spec: Any) -> Any:
-    """dynamic_shapes with Dim.DYNAMIC for every string."""
+    """dynamic_shapes with every string replaced by Dim.DYNAMIC."""
     if isinstance(spec, str):
         return Dim.DYNAMIC
     if isinstance(spec, Mapping):
@@ -144,7 +147,7 @@ def tensor_inputs(program: ExportedProgram) -> list[str]:
 
 
 def tensor_outputs(program: ExportedProgram) -> list[str]:
-    """Names for the program's tensor outputs: the keys of a dict or dataclass, else output, or output_0, output_1, ..."""
+    """Names for the program's tensor outputs: a dict's or dataclass's keys, "output" for one tensor, else "output_0", ..."""
     specs = [s for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
     tree = program.call_spec.out_spec
     if tree is None or tree.num_leaves != len(specs):
@@ -161,7 +164,7 @@ def tensor_outputs(program: ExportedProgram) -> list[str]:
 
 
 def dim_names(program: ExportedProgram, args: Args, dynamic_shapes: Any) -> dict[str, str]:
-    """What each symbol of the program (s31) is called: the user's Dim or string, else <input>_dim_<axis>."""
+    """Map each symbol of the program, such as s31, to a name: the user's Dim or string, else <input>_dim_<axis>."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     specs = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
     leaves = _leaf_specs(args, dynamic_shapes, program, len(specs))
@@ -192,7 +195,7 @@ def _axis(leaf: Any, axis: int) -> Any:
 
 
 def _leaf_specs(args: Args, spec: Any, program: ExportedProgram, count: int) -> list[Any]:
-    """The dynamic_shapes of each flattened input; all None where the structures do not match."""
+    """The entry of dynamic_shapes for each flattened input; all None if the two structures do not match."""
     if isinstance(args, torch.Tensor):
         args = (args,)
     if not args and program.example_inputs is not None:

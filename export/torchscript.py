@@ -1,4 +1,4 @@
-"""TorchScript by trace and by script: a file of plain ATen that Python and C++ load without fused_ops."""
+"""TorchScript export, by trace or by script. The file holds ATen operators only: it loads without fused_ops."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ def export_torchscript(
     """Write a model as TorchScript. torch.jit.load reads it in any process, without fused_ops, and so does C++.
 
     Args:
-        model: a module, fused or not; taken in eval mode, its own mode is restored.
-        args: example inputs: a tuple, a dict of keyword inputs, or one tensor. "script" runs the result on them and compares.
+        model: a module, fused or not. It is exported in eval mode, and its own mode is restored.
+        args: example inputs: a tuple, a dict of keyword inputs, or one tensor. With mode "script" the exported module is
+            run on them too, and its result compared with the model's.
         path: the file to write. It appears whole, or not at all; an existing file survives a failure.
-        mode: "trace" records one run: control flow is baked in, dimensions stay dynamic as long as the code does not
-            turn sizes into numbers. "script" compiles the module's Python source and keeps its control flow.
+        mode: "trace" records one run: control flow is fixed as it ran, and dimensions stay dynamic unless the code turns
+            sizes into numbers. "script" compiles the module's Python source and keeps its control flow.
         freeze: make the weights constants and fold them; the module can then no longer be moved to another device.
         check_trace: trace a second time and compare.
 
     Returns:
-        The absolute path. A traced module whose result is a dict or dataclass returns a tuple of tensors in the order of
-        the keys; they are in the archive's fused_ops.json.
+        The absolute path. If the model returns a dict or dataclass, the traced module returns a tuple of tensors in the
+        order of the keys. The keys are listed in the archive's file fused_ops.json.
 
     Raises:
-        ExportError: a bad argument, a model that torch.jit cannot trace or script; nothing is written.
+        ExportError: a bad argument, or a model that torch.jit cannot trace or script; nothing is written.
     """
     op = "export_torchscript"
     if not isinstance(model, nn.Module):
@@ -57,9 +58,9 @@ def export_torchscript(
                 flat = _Flat(model, positional, keywords)
                 result = model(*positional, **keywords)
                 parts = result if isinstance(result, tuple) else (result,)
-                plain = all(isinstance(part, torch.Tensor) for part in parts)
-                keys = [] if plain else [str(key) for key in _keys(result)]
-                source = flat if keywords or not plain else model
+                all_tensors = all(isinstance(part, torch.Tensor) for part in parts)
+                keys = [] if all_tensors else [str(key) for key in _keys(result)]
+                source = flat if keywords or not all_tensors else model
                 examples = (*positional, *keywords.values())
                 module = torch.jit.trace(source, examples, check_trace=check_trace)
             module = torch.jit.freeze(module) if freeze else module
@@ -67,14 +68,14 @@ def export_torchscript(
         raise ExportError(f"{op}: torch.jit.{mode} cannot take the model: {error}") from error
     _refuse_custom_ops(op, module)
     with output(op, target) as staged:
-        facts = {"outputs": keys, "mode": mode, "torch": torch.__version__}
-        torch.jit.save(module, str(staged), _extra_files={"fused_ops.json": json.dumps(facts)})
+        metadata = {"outputs": keys, "mode": mode, "torch": torch.__version__}
+        torch.jit.save(module, str(staged), _extra_files={"fused_ops.json": json.dumps(metadata)})
         write_manifest(staged, "torchscript", mode=mode, outputs=keys)
     return target
 
 
 class _Flat(nn.Module):
-    """A module called with its keyword inputs in order, whose result is one tensor or a flat tuple of tensors."""
+    """Wraps a module for torch.jit.trace: all inputs are positional, the result is one tensor or a flat tuple of tensors."""
 
     def __init__(self, model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         super().__init__()
@@ -99,14 +100,14 @@ def _keys(result: Any) -> list[str]:
 
 
 def _refuse_custom_ops(op: str, module: Any) -> None:
-    """A graph with an operator of fused_ops would load only beside fused_ops."""
+    """Raise ExportError if the graph calls an operator of fused_ops: it would load only where fused_ops is imported."""
     found = sorted(_custom(module.inlined_graph))
     if found:
         raise ExportError(f"{op}: the graph calls {', '.join(found)}, which exist only where fused_ops is imported")
 
 
 def _custom(graph: Any) -> set[str]:
-    """The operators of a graph, nested blocks included, that are not torch's own."""
+    """The kinds of the nodes in a graph and its nested blocks that are not torch's own operators."""
     found, blocks = set(), [graph]
     while blocks:
         for node in blocks.pop().nodes():

@@ -1,4 +1,4 @@
-"""The command line: `fused-ops`, or `python -m fused_ops`. One module a group of commands; each adds them to the app."""
+"""The command line: `fused-ops`, or `python -m fused_ops`. Each module here adds a group of commands to the app."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ app = typer.Typer(name="fused-ops", no_args_is_help=True, pretty_exceptions_enab
 
 @app.callback()
 def _root() -> None:
-    """Fused GPU kernels: look at them, tune them, and take models that use them to a file that serves."""
+    """Fused GPU kernels: inspect them, tune them, and export models that use them."""
 
 
 for _group in ("kernels", "models", "doctor"):

@@ -1,4 +1,4 @@
-"""Commands: doctor."""
+"""The command `fused-ops doctor`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False) -> None:
     """Say what this installation runs and why: versions, GPU, the backend of each op, export targets, caches.
 
-    Exits with 1 where the kernels cannot run although a GPU is there, or FUSED_OPS_BACKEND asks for what is not possible.
+    Exits with 1 if there is a GPU but the kernels cannot run on it, or if FUSED_OPS_BACKEND asks for what is not possible.
 
     Example: fused-ops doctor --json | jq .ops
     """

@@ -1,4 +1,4 @@
-"""Commands: export onnx, engine, torchscript, aoti, repository."""
+"""The commands `fused-ops export onnx`, `engine`, `torchscript`, `aoti` and `repository`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Fuse = Annotated[bool, typer.Option("--fuse", help="Fuse the model first; the fi
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write.")]
 
-app = typer.Typer(no_args_is_help=True, help="Write a model in a form that serves.")
+app = typer.Typer(no_args_is_help=True, help="Write a model to a file that can be deployed.")
 
 
-def _wrote(path: Path, as_json: bool, **facts: Any) -> None:
-    show({"wrote": str(path), "bytes": path.stat().st_size, **facts}, as_json)
+def _wrote(path: Path, as_json: bool, **details: Any) -> None:
+    show({"wrote": str(path), "bytes": path.stat().st_size, **details}, as_json)
 
 
 @app.command()
@@ -37,7 +37,7 @@ def onnx(
     submodule: Annotated[Optional[str], typer.Option(help="Export this part only, as encoder.layer.0.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """ONNX with standard operators, dynamic dimensions named, checked by onnx.
+    """Write an ONNX file: standard operators only, dynamic dimensions named, checked by onnx.
 
     Example: fused-ops export onnx --hf ./minilm -o minilm.onnx --precision fp16
     """
@@ -56,12 +56,15 @@ def onnx(
             export_onnx(source.model, source.example() or (), output, dynamic_shapes=source.dynamic_shapes, **options)
         from ..inspect import inspect_file
 
-        facts = inspect_file(output)
-        _wrote(output, as_json, **{name: facts[name] for name in ("sha256", "opset", "inputs", "outputs", "operators")})
+        details = inspect_file(output)
+        _wrote(output, as_json, **{name: details[name] for name in ("sha256", "opset", "inputs", "outputs", "operators")})
 
 
 def _profiles(low: list[str], best: list[str], high: list[str]) -> list[dict[str, Any]]:
-    """trtexec's --minShapes x:1x16,y:1x16 and its like; the k-th of each makes profile k."""
+    """Optimisation profiles from --minShapes, --optShapes and --maxShapes: the k-th text of each makes profile k.
+
+    A text is written as for trtexec: x:1x16,y:1x16.
+    """
     from ..files.atomic import ExportError
 
     if not len(low) == len(best) == len(high):
@@ -87,7 +90,7 @@ def _pairs(text: str) -> list[list[str]]:
 
 
 def _pools(texts: list[str]) -> dict[str, int]:
-    """trtexec's --memPoolSize workspace:1024 in MiB, or with B, K, M, G behind."""
+    """Bytes by pool, from --memPoolSize as for trtexec: workspace:1024 is in MiB, unless B, K, M or G follows the number."""
     from ..files.atomic import ExportError
 
     units = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -124,7 +127,7 @@ def engine(
     verbose: Annotated[bool, typer.Option("--verbose", help="Print all that TensorRT logs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """A TensorRT engine from an ONNX file; flags as trtexec's. Precision is the ONNX file's.
+    """Build a TensorRT engine from an ONNX file. Flags are named as trtexec's; the precision is the ONNX file's.
 
     Example: fused-ops export engine --onnx m.onnx --saveEngine m.engine --minShapes x:1x16 --optShapes x:8x16 --maxShapes x:32x16
     """
@@ -148,8 +151,12 @@ def engine(
         if layers is not None:
             with Engine.load(save, sha256=report.sha256) as loaded:
                 write_bytes("--exportLayerInfo", layers, json.dumps(loaded.layers(), indent=1).encode())
-        facts = {"sha256": report.sha256, "backend": f"{report.backend} {report.version}", "seconds": round(report.seconds, 2)}
-        _wrote(report.path, as_json, **facts, profiles=report.manifest["profiles"], messages=list(report.warnings))
+        details = {
+            "sha256": report.sha256,
+            "backend": f"{report.backend} {report.version}",
+            "seconds": round(report.seconds, 2),
+        }
+        _wrote(report.path, as_json, **details, profiles=report.manifest["profiles"], messages=list(report.warnings))
 
 
 @app.command()
@@ -158,7 +165,7 @@ def torchscript(
     mode: Annotated[str, typer.Option(help="trace or script.")] = "trace",
     freeze: Annotated[bool, typer.Option(help="Make the weights constants.")] = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """TorchScript that Python and C++ load without fused-ops.
+    """Write a TorchScript file that Python and C++ load without fused-ops.
 
     Example: fused-ops export torchscript --model mypackage.models:mlp --input 'input=float32[2,32]' -o mlp.pt
     """
@@ -175,7 +182,7 @@ def aoti(
     output: Out, model: Model = None, hf: Hf = None, program: Program = None, inputs: Inputs = None, fuse: Fuse = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """An AOTInductor package, compiled for this machine's kind of device.
+    """Write an AOTInductor package, compiled for this machine's kind of device.
 
     Example: fused-ops export aoti --hf ./minilm -o minilm.pt2
     """
@@ -203,7 +210,7 @@ def repository(
     outputs: Annotated[Optional[list[str]], typer.Option("--output", help="TorchScript: NAME=FLOAT[-1,8].")] = None,
     as_json: Json = False,
 ) -> None:
-    """A model repository for NVIDIA Triton Inference Server, config.pbtxt checked by its own schema.
+    """Write a model repository for NVIDIA Triton Inference Server. The server's own schema checks config.pbtxt.
 
     Example: fused-ops export repository minilm.onnx --root models --name minilm --max-batch-size 32 --preferred-batch-sizes 8,16
     """

@@ -1,4 +1,4 @@
-"""Commands: audit and tune."""
+"""The commands `fused-ops audit` and `fused-ops tune`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def audit(
 ) -> None:
     """Compile every kernel ahead of time, with no GPU, and show what it costs: registers, spills, memory access.
 
-    Exits with 1 where a kernel spills, needs more shared memory than there is, loads aligned rows in less than 128 bits,
-    or does not compile. What is for a later Triton than the one that compiles (clusters) is left out.
+    Exits with 1 if a kernel spills, needs more shared memory than there is, loads aligned rows in less than 128 bits,
+    or does not compile. Kernels that need a later Triton than the one that compiles (clusters) are skipped.
     """
     from ..._tools import audit as audit_module
 
@@ -78,7 +78,7 @@ def tune(
 ) -> None:
     """Measure the row kernels' configurations on this machine's GPU and keep the fastest for this user.
 
-    A run that is stopped goes on where it was. Without a GPU: exits with 2.
+    A run that was stopped continues where it was. Exits with 2 if there is no GPU.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Commands: export, verify, quantize and inspect."""
+"""The commands `fused-ops verify`, `quantize` and `inspect`, and the group `export`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def verify(
     min_cosine: Annotated[Optional[float], typer.Option(help="Likewise.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Compare an exported file with the module it came from, at other shapes. Exit status 1 where they differ.
+    """Compare an exported file with the module it came from, at other shapes. Exits with 1 if they differ.
 
     Example: fused-ops verify minilm.onnx --hf ./minilm --size batch=3,sequence=40
     """
@@ -65,7 +65,7 @@ def _sizes(source: Source, texts: list[str]) -> list[dict[str, int]]:
 
 
 def _print(table: Any) -> None:
-    """A pipe has no width: give a table all it wants rather than fold it."""
+    """Print a rich table. A pipe has no width, so there the table gets 160 columns and is not folded."""
     console = Console()
     console.print(table) if console.is_terminal else Console(width=160).print(table)
 
@@ -89,7 +89,7 @@ def quantize(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """INT8 (QDQ) by calibration, measured on batches that were not calibrated on.
+    """Quantise an ONNX file to INT8 (QDQ) by calibration, and measure the result on batches held out from calibration.
 
     Example: fused-ops quantize minilm.onnx -o minilm-int8.onnx --text sentences.txt --hf ./minilm --exclude '**.output.dense'
     """
@@ -120,17 +120,17 @@ def quantize(
             if kept
             else "not measured"
         )
-        facts = {"wrote": report.path, "bytes": output.stat().st_size, "before": path.stat().st_size, "method": report.method}
+        details = {"wrote": report.path, "bytes": output.stat().st_size, "before": path.stat().st_size, "method": report.method}
         counts = {
             "quantized": f"{len(report.quantized)} linears",
             "kept": f"{len(report.kept)} linears",
             "cosine to fp32": cosine,
         }
-        show(facts | counts, False)
+        show(details | counts, False)
 
 
 def _batches(files: list[Path], text: Optional[Path], hf: Optional[Path]) -> list[dict[str, Any]]:
-    """Calibration data. Arrays are read without pickle."""
+    """Calibration batches as dicts of arrays by input name: one for each .npz file (read without pickle), or each sentence."""
     if bool(files) == (text is not None):
         raise ExportError("--calibration, --text: got both or none, allowed: one of them")
     if text is None:
@@ -141,7 +141,7 @@ def _batches(files: list[Path], text: Optional[Path], hf: Optional[Path]) -> lis
                 with np.load(source, allow_pickle=False) as arrays:
                     batches.append({name: arrays[name] for name in arrays.files})
             except (ValueError, OSError, AttributeError) as error:
-                raise ExportError(f"--calibration: {str(file)!r} is no .npz file of plain arrays: {error}") from None
+                raise ExportError(f"--calibration: {str(file)!r} is no .npz file of numeric arrays: {error}") from None
         return batches
     if hf is None:
         raise ExportError("--text: got no --hf, allowed: with the folder of a tokenizer.json")
@@ -157,13 +157,13 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="ONNX, engine, TorchScript, AOTInductor package, ExportedProgram.")],
     as_json: Json = False,
 ) -> None:
-    """What is in a file: operators, dimensions, dtypes, size, hash, engine facts. Runs and unpickles nothing.
+    """Describe a file: operators, dimensions, dtypes, size, hash, engine options. Nothing in it is run or unpickled.
 
     Example: fused-ops inspect minilm.engine
     """
     from ..inspect import inspect_file
 
     with errors("inspect"):
-        facts = inspect_file(path)
-        show(facts, as_json)
-        raise typer.Exit(1 if facts["manifest"] == "differs" else 0)
+        details = inspect_file(path)
+        show(details, as_json)
+        raise typer.Exit(1 if details["manifest"] == "differs" else 0)

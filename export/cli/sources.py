@@ -1,4 +1,4 @@
-"""What commands work on: models by name, and example inputs from a text such as 'x=float32[batch:2,16]'."""
+"""Load what commands work on: models by name, and example inputs from a text such as 'x=float32[batch:2,16]'."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DIM = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<size>\d+)")
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input: dims are (name or "", size); values of integer inputs are below `below`."""
+    """One input. dims: (name, or "" if static; example size) of each dimension. below: integers are drawn from [0, below)."""
 
     name: str
     dtype: torch.dtype
@@ -39,7 +39,10 @@ class InputSpec:
     below: int
 
     def example(self, sizes: dict[str, int], generator: torch.Generator) -> Tensor:
-        """Random values; sizes replaces those of named dimensions. An input of zeros and ones gets a one in front: a mask."""
+        """A random tensor. sizes overrides the sizes of named dimensions.
+
+        An input of zeros and ones is taken for a mask, and each row starts with a one so that no row is masked entirely.
+        """
         shape = [sizes.get(name, size) for name, size in self.dims]
         if self.dtype.is_floating_point:
             return torch.randn(shape, generator=generator).to(self.dtype)
@@ -55,7 +58,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Source:
-    """A model and its inputs. program: an ExportedProgram, which brings its own inputs and dynamic shapes."""
+    """A model and its inputs. An ExportedProgram brings its own inputs and dynamic shapes, so `inputs` is empty for it."""
 
     model: Any
     inputs: tuple[InputSpec, ...]
@@ -76,7 +79,10 @@ class Source:
 
 
 def parse_input(text: str) -> InputSpec:
-    """'x=float32[batch:2,sequence:8,32]', 'ids=int64[batch:2]<30522': a named dimension is dynamic, its number the example."""
+    """Parse 'x=float32[batch:2,sequence:8,32]' or 'ids=int64[batch:2]<30522'; ExportError for any other form.
+
+    A named dimension is dynamic, and the number behind its name is its example size. <N limits integers to values below N.
+    """
     match = INPUT.fullmatch(text.replace(" ", ""))
     dims = [DIM.fullmatch(dim) for dim in match["dims"].split(",") if dim] if match else []
     if match is None or not all(dims) or match["dtype"] not in DTYPES:
@@ -89,7 +95,7 @@ def parse_input(text: str) -> InputSpec:
 
 
 def parse_sizes(text: str) -> dict[str, int]:
-    """'batch=3,sequence=40'"""
+    """Parse 'batch=3,sequence=40' to {"batch": 3, "sequence": 40}; ExportError for any other form."""
     try:
         sizes = {name.strip(): int(size) for name, size in (part.split("=") for part in text.split(","))}
     except ValueError:
@@ -103,7 +109,7 @@ def load_source(
     """The model that exactly one of --model, --hf and --program names, in eval mode.
 
     Raises:
-        ExportError: none or several given, not importable, no module, no inputs where they are needed.
+        ExportError: none or several are given, the model cannot be imported or is no module, or its inputs are missing.
     """
     if sum(source is not None for source in (model, hf, program)) != 1:
         raise ExportError("got none or several of --model, --hf, --program, allowed: exactly one")
@@ -139,7 +145,7 @@ def _check_names(module: nn.Module, specs: Sequence[InputSpec]) -> None:
 
 
 def _hugging_face(folder: Path) -> tuple[nn.Module, int]:
-    """A local folder only, safetensors only, none of the folder's own code."""
+    """(model, vocabulary size) of a local Hugging Face folder. Only safetensors are read; no code of the folder is run."""
     transformers = require("transformers", "demo")
     if not (folder / "config.json").is_file():
         raise ExportError(f"--hf: got {str(folder)!r}, allowed: a folder with config.json and model.safetensors")
@@ -155,7 +161,7 @@ def _hugging_face(folder: Path) -> tuple[nn.Module, int]:
 
 
 def _from_factory(name: str) -> nn.Module:
-    """'package.module:factory': an importable callable of no arguments that returns a module, or the module itself."""
+    """The module that 'package.module:factory' names: a torch.nn.Module, or a callable without arguments that returns one."""
     package, _, attribute = name.partition(":")
     if not package or not attribute:
         raise ExportError(f"--model: got {name!r}, allowed: package.module:factory")
@@ -177,7 +183,7 @@ def _from_factory(name: str) -> nn.Module:
 
 @contextlib.contextmanager
 def errors(command: str) -> Iterator[None]:
-    """One line on stderr and exit status 2 for what the user can mend; anything else is a bug and keeps its traceback."""
+    """Turn an error that the user can fix into one line on stderr and exit status 2; any other error keeps its traceback."""
     try:
         yield
     except (ExportError, ModuleNotFoundError) as error:
@@ -188,13 +194,13 @@ def errors(command: str) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def show(facts: dict[str, Any], as_json: bool) -> None:
-    """facts as JSON, or as an aligned list."""
+def show(details: dict[str, Any], as_json: bool) -> None:
+    """Print details as JSON, or as an aligned list of name and value."""
     if as_json:
-        typer.echo(json.dumps(facts, indent=1, default=str))
+        typer.echo(json.dumps(details, indent=1, default=str))
         return
-    width = max(map(len, facts))
-    for name, value in facts.items():
+    width = max(map(len, details))
+    for name, value in details.items():
         lines = _lines(value)
         typer.echo(f"{name:<{width}}  {lines[0]}")
         for line in lines[1:]:
@@ -210,7 +216,7 @@ def _lines(value: Any) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A profile's three shapes as trtexec writes them."""
+    """A value as text. A profile's (min, opt, max) shapes are written as by trtexec: 1x16 8x16 32x16."""
     if isinstance(value, (list, tuple)) and value and all(isinstance(entry, (list, tuple)) for entry in value):
         return " ".join("x".join(map(str, shape)) for shape in value)
     return str(value)

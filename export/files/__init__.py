@@ -1,1 +1,1 @@
-"""Files in and out: written whole or not at all, described by a manifest, read with care."""
+"""Files: written whole or not at all, described by a manifest, and checked before they are read."""

@@ -1,4 +1,4 @@
-"""Files in and out: outputs that appear whole or not at all, and the checks an ONNX path passes before anything reads it."""
+"""Write files whole or not at all, and check input files, ONNX above all, before any parser reads them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_EXTERNAL_BYTES = 64 * 2**30  # of all external data files together
 
 
 class ExportError(RuntimeError):
-    """An export, a check or a build that did not happen; the message names the argument, what came and what is allowed."""
+    """An export, a check or a build failed. The message names the argument, the value that came and what is allowed."""
 
 
 def require(module: str, extra: str) -> Any:
@@ -35,7 +35,7 @@ def require(module: str, extra: str) -> Any:
 
 
 def check_writable(op: str, path: PathLike) -> Path:
-    """path as an absolute Path whose folder exists and takes a new file; ExportError otherwise. Leaves nothing behind."""
+    """path as an absolute Path to a file that can be written; ExportError if it cannot. No file is created."""
     target = Path(os.path.abspath(os.fspath(path)))
     if target.is_dir():
         raise ExportError(f"{op}: path: got {str(target)!r}, a folder, allowed: a file name")
@@ -57,10 +57,10 @@ def check_writable(op: str, path: PathLike) -> Path:
 
 @contextlib.contextmanager
 def output(op: str, path: PathLike) -> Iterator[Path]:
-    """Stage the file path: yields a path of the same name in a temporary folder beside it; put in place when the block ends well.
+    """Yield a path of the same name in a temporary folder; the file written there is moved to `path` when the block ends.
 
-    Files written beside the staged one (external data) move with it, before it. When the block raises, or nothing was
-    written, an existing path is untouched and nothing is left behind. A symbolic link at path is replaced, not followed.
+    Files written beside it (external data) are moved first. If the block raises, or writes nothing, an existing file at
+    `path` stays as it is and the temporary folder is removed. A symbolic link at `path` is replaced, not followed.
     """
     target = check_writable(op, path)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent))
@@ -101,15 +101,15 @@ def check_input(op: str, path: PathLike, *, max_bytes: int, argument: str = "pat
     """path as a Path to a readable regular file of 1 to max_bytes bytes; ExportError otherwise."""
     source = Path(path)
     try:
-        facts = source.stat()
+        status = source.stat()
         with open(source, "rb"):
             pass
     except OSError as error:
         raise ExportError(f"{op}: {argument}: got {str(source)!r}, allowed: a readable file ({error.strerror})") from None
-    if not stat.S_ISREG(facts.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise ExportError(f"{op}: {argument}: got {str(source)!r}, allowed: a regular file")
-    if not 0 < facts.st_size <= max_bytes:
-        raise ExportError(f"{op}: {argument}: got {str(source)!r} of {facts.st_size} bytes, allowed: 1 to {max_bytes} bytes")
+    if not 0 < status.st_size <= max_bytes:
+        raise ExportError(f"{op}: {argument}: got {str(source)!r} of {status.st_size} bytes, allowed: 1 to {max_bytes} bytes")
     return source
 
 
@@ -127,8 +127,8 @@ def check_onnx(
         The onnx.ModelProto, external data not loaded.
 
     Raises:
-        ExportError: unreadable, empty, too large, truncated, no ONNX, invalid (onnx.checker with full_check), or
-            external data that leaves the model's folder, is a link, is missing, or lies outside its file.
+        ExportError: the file is unreadable, empty, too large, truncated, no ONNX, or invalid (onnx.checker with
+            full_check); or its external data leaves the model's folder, is a link, is missing, or lies outside its file.
     """
     onnx = require("onnx", "onnx")
     source = check_input(op, path, max_bytes=max_bytes)
@@ -147,7 +147,7 @@ def check_onnx(
 
 
 def _check_external_data(op: str, source: Path, model: Any, cap: int) -> None:
-    """Each external tensor must lie inside a regular file in the model's own folder, and the files under the cap."""
+    """Raise ExportError unless external tensors lie inside regular files in the model's folder, of at most cap bytes in all."""
     folder, sizes = source.resolve().parent, {}
     for tensor in tensors(model):
         if tensor.data_location != tensor.EXTERNAL:

@@ -23,35 +23,35 @@ def manifest_path(artefact: PathLike) -> Path:
     return Path(os.fspath(artefact) + SUFFIX)
 
 
-def write_manifest(artefact: PathLike, kind: str, **facts: Any) -> dict[str, Any]:
-    """Write the manifest of the file `artefact` beside it. The same inputs give the same bytes: no time, no machine's paths.
+def write_manifest(artefact: PathLike, kind: str, **fields: Any) -> dict[str, Any]:
+    """Write the manifest of the file `artefact` beside it. It holds no time and no paths: equal inputs give equal bytes.
 
     Args:
         artefact: the finished (or staged) file.
         kind: "onnx", "tensorrt", "tensorrt_rtx", "torchscript" or "aoti".
-        facts: anything else that JSON holds: source, opset, precision, profiles, options, inputs, outputs.
+        fields: further JSON-serialisable entries, such as source, opset, precision, profiles, options, inputs, outputs.
 
     Returns:
         The manifest.
     """
     path = Path(artefact)
     if kind == "onnx":
-        facts["external_data"] = {name: sha256_of(path.parent / name) for name in external_files(path)}
+        fields["external_data"] = {name: sha256_of(path.parent / name) for name in external_files(path)}
     manifest = {
         "manifest": FORMAT,
         "kind": kind,
         "file": path.name,
         "bytes": path.stat().st_size,
         "sha256": sha256_of(path),
-        "versions": {"fused-ops": package_version("fused-ops"), "torch": torch.__version__, **facts.pop("versions", {})},
-        **facts,
+        "versions": {"fused-ops": package_version("fused-ops"), "torch": torch.__version__, **fields.pop("versions", {})},
+        **fields,
     }
     manifest_path(path).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return manifest
 
 
 def external_files(onnx_file: Path) -> list[str]:
-    """The files that hold a (checked) ONNX file's external data, relative to it."""
+    """The files that hold the external data of an ONNX file, relative to its folder. The file must have been checked."""
     import onnx
 
     model = onnx.load(str(onnx_file), load_external_data=False)
@@ -60,10 +60,10 @@ def external_files(onnx_file: Path) -> list[str]:
 
 
 def read_manifest(artefact: PathLike, op: str = "manifest") -> dict[str, Any] | None:
-    """The manifest beside artefact, or None if there is none. It is a description: its author may be the artefact's.
+    """The manifest beside artefact, or None if there is none. Trust it no more than the artefact: both may be forged.
 
     Raises:
-        ExportError: it is no manifest of this format.
+        ExportError: the file is not a manifest of this format.
     """
     path = manifest_path(artefact)
     if not path.exists():
@@ -79,7 +79,7 @@ def read_manifest(artefact: PathLike, op: str = "manifest") -> dict[str, Any] | 
 
 
 def _well_formed(manifest: dict[str, Any]) -> bool:
-    """Whether what readers rely on has the types that write_manifest gives it."""
+    """Whether the entries that readers rely on have the types that write_manifest gives them."""
     try:
         ports = [*manifest.get("inputs", []), *manifest.get("outputs", [])]
         ranges = [shapes for profile in manifest.get("profiles", []) for shapes in profile.values()]
@@ -95,7 +95,14 @@ def _well_formed(manifest: dict[str, Any]) -> bool:
 
 
 def check_hash(op: str, path: PathLike, data: bytes, sha256: str | None) -> dict[str, Any] | None:
-    """The artefact's manifest if there is one, after its hash, and the one that the caller pins, agreed with data."""
+    """Check the SHA-256 of data, the bytes of the file at path, against the caller's (or None) and the manifest's.
+
+    Returns:
+        The manifest beside the file, or None if there is none.
+
+    Raises:
+        ExportError: a hash differs, or sha256 is not 64 hexadecimal digits.
+    """
     actual = hashlib.sha256(data).hexdigest()
     if sha256 is not None:
         if len(sha256) != 64 or not set(sha256.lower()) <= set("0123456789abcdef"):

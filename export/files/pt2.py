@@ -1,4 +1,4 @@
-"""Saved ExportedPrograms, loaded without unpickling."""
+"""Load saved ExportedPrograms without unpickling."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch.export import ExportedProgram
 from .atomic import ExportError, PathLike, check_input
 
 MAX_BYTES = 64 * 2**30
-FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load then unpickles tensors and plain containers only, whatever its caller says
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load then unpickles tensors and built-in containers only
 _LOCK = threading.Lock()
 
 
 def load_program(path: PathLike, op: str = "load") -> ExportedProgram:
-    """torch.export.load, refusing what it would unpickle or execute: custom objects, pickled weights, compiled code.
+    """Load a saved ExportedProgram, but refuse a file that torch.export.load would unpickle or execute parts of.
 
-    A program is still code: its graph calls torch's operators, and torch evaluates its symbolic expressions. Load files
-    that you or somebody you trust saved.
+    Refused are custom objects, pickled weights and compiled code. A program is still code: its graph calls torch's
+    operators, and torch evaluates its symbolic expressions. Load only files that you, or somebody you trust, saved.
 
     Raises:
-        ExportError: no ExportedProgram, or one that holds pickled objects.
+        ExportError: the file is no ExportedProgram, or it holds pickled or compiled objects.
     """
     source = check_input(op, path, max_bytes=MAX_BYTES)
     refused = [
@@ -52,7 +52,7 @@ def load_program(path: PathLike, op: str = "load") -> ExportedProgram:
 
 
 def _members(op: str, source: Path) -> list[str]:
-    """File names, as the archive reader that loads them sees them."""
+    """The names of the archive's files, listed by the reader that torch.export.load uses."""
     from torch.export.pt2_archive._package import PT2ArchiveReader
 
     try:

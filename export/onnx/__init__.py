@@ -1,1 +1,1 @@
-"""ONNX: the export itself, its graph passes, lower precision, the translation table."""
+"""ONNX export: the exporter, names in the graph, lower precision, and a translation table for torch.onnx.export."""

@@ -1,4 +1,4 @@
-"""ONNX export: standard operators only, names and dimensions as the user knows them, checked before the file is put in place."""
+"""ONNX export with standard operators only. Names and dimensions are the user's; the file is checked before it appears."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def export_onnx(
     drop_unused_inputs: bool = False,
     external_data_bytes: int = 1_900_000_000,
 ) -> Path:
-    """Write a model as ONNX with standard operators only; the file needs nothing of fused_ops.
+    """Write a model as ONNX with standard operators only, so that the file runs without fused_ops.
 
     Args:
         model: a module, fused or not, exported in eval mode (its own mode is restored), or an ExportedProgram.
@@ -51,19 +51,22 @@ def export_onnx(
             Softmax, MatMul.
         precision: "fp32" leaves the model's own dtypes; "fp16" and "bf16" turn its fp32 weights and activations into
             that dtype, in the graph, so that strongly typed engines follow it.
-        keep_fp32: what stays fp32 then: "norm", "softmax", an ONNX operator type ("Gelu"), or a module path with * inside
-            one part and ** across parts ("encoder.layer.*.output"). Nodes are named <module path>/<operator>.
-        keep_io_types: whether graph inputs and outputs stay fp32 then (casts inside), or take the precision too.
+        keep_fp32: what stays fp32 under "fp16" and "bf16": "norm", "softmax", an ONNX operator type ("Gelu"), or a module
+            path, where * stays inside one part and ** crosses parts ("encoder.layer.*.output"). A node's name is
+            <module path>/<operator>.
+        keep_io_types: True keeps the graph's inputs and outputs in fp32 under "fp16" and "bf16", with Casts inside the
+            graph. False gives them the precision too.
         input_names, output_names: names in order; by default forward's argument names and the keys of its result.
         metadata: strings for the file's metadata_props, beside fused_ops' and torch's versions and the precision.
         drop_unused_inputs: leave out inputs that no output depends on.
-        external_data_bytes: weights above this total go to <path>.data: protobuf ends at 2 GB.
+        external_data_bytes: if all weights together exceed this many bytes, they are written to <path>.data, because
+            a protobuf file is limited to 2 GB.
 
     Returns:
         The absolute path.
 
     Raises:
-        ExportError: a bad argument, an untraceable model, an invalid result; nothing is written.
+        ExportError: a bad argument, a model that cannot be traced, or an invalid result; nothing is written.
         ModuleNotFoundError: onnx or onnxscript is not installed.
     """
     op = "export_onnx"
@@ -113,7 +116,7 @@ def _check_arguments(op: str, model: object, opset: int, precision: str, metadat
 
 
 def _translate(op: str, program: ExportedProgram, opset: int, attention_operator: bool) -> Any:
-    """The program as an onnx_ir.Model of exactly this opset, constants folded."""
+    """Translate the program to an onnx_ir.Model of exactly this opset, with constants folded; ExportError if torch cannot."""
     table: dict[Any, Any] | None = None
     if opset >= 23 and not attention_operator:
         torchlib = require("onnxscript.function_libs.torch_lib.ops.nn", "onnx")
@@ -133,14 +136,14 @@ def _translate(op: str, program: ExportedProgram, opset: int, attention_operator
 
 
 def _tidy(model: Any) -> None:
-    """Constants as initializers, nothing unused, every output a value of its own."""
+    """Turn constants into initializers, remove unused nodes and opsets, and give every output a value of its own."""
     passes = require("onnx_ir.passes.common", "onnx")
     for step in ("LiftConstantsToInitializersPass", "RemoveUnusedNodesPass", "RemoveUnusedOpsetsPass", "OutputFixPass"):
         getattr(passes, step)()(model)
 
 
 def _finish(model: Any, precision: str, keep_fp32: Sequence[str], metadata: Mapping[str, str] | None) -> None:
-    """Shapes inferred, metadata in."""
+    """Infer the shapes and dtypes of all values, and record producer, versions, precision and the caller's metadata."""
     from ... import __version__
 
     require("onnx_ir.passes.common", "onnx").ShapeInferencePass()(model)
@@ -156,7 +159,7 @@ def _finish(model: Any, precision: str, keep_fp32: Sequence[str], metadata: Mapp
 
 
 def _save(op: str, model: Any, target: Path, opset: int, external_data_bytes: int) -> None:
-    """Write, check as a file, and only then put in place."""
+    """Write the model and its manifest to a temporary folder, check the file there, and only then move them to target."""
     onnx_ir = require("onnx_ir", "onnx")
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     external = f"{target.name}.data" if size > external_data_bytes else None
@@ -172,7 +175,7 @@ def _save(op: str, model: Any, target: Path, opset: int, external_data_bytes: in
 def export_submodule(
     model: nn.Module, name: str, example: Args, path: PathLike, *, dynamic_shapes: Any = None, **options: Any
 ) -> Path:
-    """Export one dense part of a model, with inputs captured from a real forward of the whole.
+    """Export one submodule of a model. Its example inputs are captured from a forward pass of the whole model.
 
     Args:
         model: the whole module, run once in eval mode.
@@ -186,7 +189,7 @@ def export_submodule(
         The absolute path.
 
     Raises:
-        ExportError: no such part, a part that the forward does not call, or what export_onnx raises.
+        ExportError: there is no such submodule, the forward does not call it, or export_onnx fails.
     """
     op = "export_submodule"
     try:
@@ -219,7 +222,7 @@ def _captured(op: str, model: nn.Module, part: nn.Module, name: str, example: Ar
 
 
 def _bound(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Args:
-    """A call's arguments as one dict by the names of part.forward; as a tuple where forward takes *args."""
+    """The arguments of a call as a dict by part.forward's parameter names, or as a tuple if forward takes *args."""
     bound = inspect.signature(part.forward).bind(*args, **kwargs)
     parameters = bound.signature.parameters
     if any(parameters[name].kind is inspect.Parameter.VAR_POSITIONAL for name in bound.arguments):

@@ -1,4 +1,4 @@
-"""Names in an ONNX graph (onnx_ir): dimensions, inputs, outputs, nodes and folded weights as the user knows them."""
+"""Give dimensions, inputs, outputs, nodes and folded weights of an ONNX graph (onnx_ir) the names that the user knows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..files.atomic import ExportError
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a node's name, <module path>/<operator>, is the pattern's or inside it.
+    """Whether a node's name, <module path>/<operator>, matches the pattern or lies below a path that matches it.
 
-    "encoder.layer.0" takes in all of that layer. "*" stays within one part of the path, "**" crosses parts:
+    "encoder.layer.0" matches every node of that layer. "*" stays within one part of the path, "**" crosses parts:
     "encoder.layer.*.output.dense" does not match encoder.layer.0.attention.output.dense.
     """
     parts = {"**": ".*", "*": r"[^./]*", "?": r"[^./]"}
@@ -33,7 +33,7 @@ def all_values(model: Any) -> Iterator[Any]:
 
 
 def rename_dims(model: Any, names: dict[str, str]) -> None:
-    """Replace each symbol, alone or inside an expression such as 2*s31, by its name."""
+    """Replace each symbol in the shapes of all values by its name; a symbol may be part of an expression such as 2*s31."""
     import onnx_ir as ir
 
     if not names:
@@ -48,7 +48,7 @@ def rename_dims(model: Any, names: dict[str, str]) -> None:
 
 
 def check_names(op: str, argument: str, names: Sequence[str] | None, count: int, taken: set[str]) -> None:
-    """Refuse a list of names of the wrong length, with an empty or repeated name, or one that is already taken."""
+    """Raise ExportError unless names is None or holds `count` different, non-empty strings, none of them in `taken`."""
     if names is None:
         return
     if isinstance(names, str) or len(names) != count:
@@ -63,9 +63,9 @@ def check_names(op: str, argument: str, names: Sequence[str] | None, count: int,
 
 
 def rename_values(model: Any, inputs: Sequence[str], outputs: Sequence[str], soft: bool) -> None:
-    """Name the graph's inputs and outputs; a value inside that has one of these names gets another one.
+    """Name the graph's inputs and outputs. Any other value that has one of these names is renamed.
 
-    soft: outputs are our own proposals, so a name that an input or a weight has is changed instead.
+    soft: the output names were not chosen by the user. One that an input or a weight has already gets "_out" appended.
     """
     graph = model.graph
     weights = set(graph.initializers)
@@ -87,7 +87,7 @@ def rename_values(model: Any, inputs: Sequence[str], outputs: Sequence[str], sof
 
 
 def rename_nodes(model: Any) -> None:
-    """Name each node <module path>/<operator>, and drop the exporter's notes (they hold source lines and paths)."""
+    """Name each node <module path>/<operator>, and drop the exporter's metadata, which holds source lines and paths."""
     seen: dict[str, int] = {}
     for node in model.graph:
         scope, kind = scope_of(node)
@@ -102,7 +102,7 @@ def rename_nodes(model: Any) -> None:
 
 
 def scope_of(node: Any) -> tuple[str, str]:
-    """(path of the module that the node came from, that module's class); empty strings for the root or no record."""
+    """(path, class name) of the module that a node came from; two empty strings for the root module or if not recorded."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     classes = node.metadata_props.get("pkg.torch.onnx.class_hierarchy")
     try:
@@ -115,7 +115,7 @@ def scope_of(node: Any) -> tuple[str, str]:
 
 
 def rename_folded_weights(model: Any, state: dict[str, Any]) -> None:
-    """Call a folded transpose of weight W "W.T": constant folding gives it a number for a name."""
+    """Name the folded transpose of a weight W "W.T": constant folding has named it with a number."""
     candidates: dict[tuple[int, ...], list[str]] = {}
     for name, tensor in state.items():
         if tensor.dim() == 2 and name not in model.graph.initializers:

@@ -1,4 +1,4 @@
-"""fp16 and bf16 as a transform of an ONNX graph (onnx_ir): what stays fp32 stays so by Casts, which every engine must follow."""
+"""Convert an ONNX graph (onnx_ir) to fp16 or bf16. Casts mark what stays fp32, so that every engine must follow."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ LARGEST_EPSILON = 1e-3
 
 
 def convert_precision(model: Any, precision: str, keep_fp32: Sequence[str], keep_io_types: bool) -> None:
-    """Turn the fp32 part of a graph into fp16 or bf16, in place; the graph's nodes are in topological order.
+    """Convert the fp32 part of a graph to fp16 or bf16, in place. The graph's nodes must be in topological order.
 
-    Every node computes in the low dtype, but those that keep_fp32 selects, those whose operator has no such type, and
-    positions and angles (integers on their way to Sin, Cos, Log or back to an index). A Cast stands where the two meet.
-    Finite constants beyond the low dtype's range become its largest number, so that a mask of finfo.min stays finite.
+    Every node computes in the low dtype, with three exceptions that stay fp32: nodes that keep_fp32 selects, operators
+    that do not take the low dtype, and positions and angles (integers on their way to Sin, Cos, Log or back to an index).
+    A Cast is inserted wherever the two dtypes meet. Finite constants beyond the low dtype's range become its largest
+    number, so that a mask of finfo.min stays finite.
+
+    Raises:
+        ExportError: the graph has control flow (If, Loop, Scan), or an entry of keep_fp32 matches no node.
     """
     ir = require("onnx_ir", "onnx")
     float32, low = ir.DataType.FLOAT, {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}[precision]
@@ -71,7 +75,7 @@ def _values(graph: Any) -> Iterable[Any]:
 
 
 def lowered(array: np.ndarray, low: Any) -> np.ndarray:
-    """array in the low dtype: finite numbers beyond its range become the largest one, infinities stay."""
+    """array converted to the low dtype. Finite numbers beyond its range become its largest one; infinities and NaN stay."""
     ml_dtypes = require("ml_dtypes", "onnx")
     dtype = np.dtype(low.numpy())
     largest = float(ml_dtypes.finfo(dtype).max)
@@ -79,7 +83,7 @@ def lowered(array: np.ndarray, low: Any) -> np.ndarray:
 
 
 class _Typed:
-    """A value in the dtype that a consumer wants: itself, a lowered copy of a weight, or one shared Cast."""
+    """Gives a value in the dtype that a node needs: the value itself, a converted copy of a weight, or one shared Cast."""
 
     def __init__(self, graph: Any, ir: Any) -> None:
         self.graph, self.ir = graph, ir
@@ -103,7 +107,7 @@ class _Typed:
         return copy
 
     def restore_names(self) -> None:
-        """Give a lowered weight its name back where no fp32 copy of it stays."""
+        """Give a converted weight its original name if the fp32 weight is no longer in the graph."""
         for copy, name in self.copies:
             if name not in self.graph.initializers:
                 copy.name = name
@@ -123,7 +127,7 @@ class _Typed:
         return cast
 
     def output(self, index: int, value: Any, dtype: Any) -> None:
-        """Make output `index` of the graph a Cast of value that takes over its name."""
+        """Make output `index` of the graph a Cast of value to dtype. The Cast takes over the value's name."""
         name = value.name
         value.name = f"{name}_{_short(value.dtype)}"
         self.graph.outputs[index] = self._cast(value, dtype, name)
@@ -134,7 +138,7 @@ def _short(dtype: Any) -> str:
 
 
 def _low_positions(node: Any, opset: int, low: Any) -> Callable[[str, int], bool]:
-    """Whether the operator takes (or gives) the low dtype at a position; True where it takes any type."""
+    """A function (side, index): whether the operator admits the low dtype for that one of its "inputs" or "outputs"."""
     onnx = require("onnx", "onnx")
     schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     name = {10: "tensor(float16)", 16: "tensor(bfloat16)"}[int(low)]
@@ -147,7 +151,7 @@ def _low_positions(node: Any, opset: int, low: Any) -> Callable[[str, int], bool
 
 
 def _lower_attributes(node: Any, low: Any, ir: Any) -> None:
-    """The dtype that an operator's attribute sets."""
+    """Set the low dtype in the attribute by which a Cast, a random or a constant operator chooses its output's dtype."""
     attributes = node.attributes
     if node.op_type == "Cast":
         attributes["to"] = ir.AttrInt64("to", int(low))
@@ -159,7 +163,7 @@ def _lower_attributes(node: Any, low: Any, ir: Any) -> None:
 
 
 def _kept_nodes(graph: Any, keep_fp32: Sequence[str]) -> set[Any]:
-    """The nodes that stay fp32: keep_fp32's, and those on the way from integers to angles, logarithms and indices."""
+    """The nodes that stay fp32: those that keep_fp32 selects, and those that turn integers into positions and angles."""
     if isinstance(keep_fp32, str) or not all(isinstance(k, str) for k in keep_fp32):
         raise ExportError(f"keep_fp32: got {keep_fp32!r}, allowed: a sequence of strings")
     kept = _integer_maths(graph)
@@ -183,7 +187,10 @@ def _kept_nodes(graph: Any, keep_fp32: Sequence[str]) -> set[Any]:
 
 
 def _guarded_division(node: Any) -> list[Any]:
-    """The nodes of a norm in primitives around `node`, its epsilon: reduction, epsilon, root, division; [] if it is none."""
+    """The nodes of a norm written in primitive operators, found from `node`, the one that adds the norm's epsilon.
+
+    They are the reduction, the epsilon, the root and the division. Empty if `node` is not part of such a norm.
+    """
     if node.op_type not in ("Add", "Max", "Clip") or not any(
         _epsilon(v) for v in node.inputs[1 if node.op_type == "Clip" else 0 :]
     ):
@@ -221,9 +228,9 @@ def _epsilon(value: Any) -> bool:
 
 
 def _integer_maths(graph: Any) -> set[Any]:
-    """Float nodes computed from integers and constants alone, on the way to Sin, Cos, Log or an integer: positions.
+    """The float nodes that compute positions: from integers and constants only, for a Sin, Cos, Log or Cast to integer.
 
-    fp16 has no odd number above 2048: rotary angles and relative-position buckets would be wrong.
+    They stay fp32 because fp16 holds no odd number above 2048: rotary angles and relative-position buckets would be wrong.
     """
     derived: set[Any] = set()
     for node in graph:

@@ -1,4 +1,4 @@
-"""ONNX translations of the raw operators, for those who call torch.onnx.export themselves."""
+"""ONNX translations of the raw operators, for users who call torch.onnx.export themselves."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _tensor(array: np.ndarray) -> Any:
 
 
 def _activation(op: Any, opset: int, x: Any, name: str) -> Any:
-    """One of fused_linear's activations in operators of the opset."""
+    """Build one of fused_linear's activations on x from operators of the opset; ExportError for an unknown name."""
 
     def number(value: float) -> Any:
         return op.CastLike(op.Constant(value_float=value), x)

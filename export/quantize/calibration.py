@@ -1,4 +1,4 @@
-"""Ranges of activations over calibration data, by onnxruntime.quantization's collectors."""
+"""Measure the ranges of activations over calibration data, with the collectors of onnxruntime.quantization."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ METHODS = ("minmax", "percentile", "entropy")
 
 
 def as_feeds(op: str, argument: str, data: Iterable[Feed], inputs: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """Batches as ONNX Runtime takes them: one dict an example or batch, by input name; each may have its own shape."""
+    """Convert batches to feeds of ONNX Runtime, dicts of numpy arrays by input name. Shapes may differ between batches.
+
+    Raises:
+        ExportError: there is no batch, or one is not a dict with exactly the inputs' names.
+    """
     feeds = []
     for batch in data:
         if not isinstance(batch, Mapping) or set(batch) != set(inputs):
@@ -30,7 +34,7 @@ def as_feeds(op: str, argument: str, data: Iterable[Feed], inputs: Sequence[str]
 
 
 def run(op: str, session: Any, names: Sequence[str] | None, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The session's outputs for a batch; ExportError where the file does not take it."""
+    """The session's outputs for a batch; ExportError if ONNX Runtime refuses it."""
     try:
         return list(session.run(names, feed))
     except Exception as error:
@@ -40,7 +44,7 @@ def run(op: str, session: Any, names: Sequence[str] | None, feed: dict[str, np.n
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, show: bool) -> Iterator[Any]:
-    """A function to call after each step, drawn as a rich bar where rich is installed and show is set."""
+    """Yield a function to call after each step. It advances a rich bar if show is set and rich is installed."""
     if not show:
         yield lambda: None
         return
@@ -58,7 +62,7 @@ def activation_ranges(
     op: str, model: Any, names: Sequence[str], feeds: Sequence[dict[str, np.ndarray]], *, method: str, bins: int, quantized_bins: int,
     percentile: float, show: bool,
 ) -> dict[str, tuple[np.float32, np.float32]]:  # fmt: skip
-    """(low, high) of each named value over the feeds, collected batch by batch, so that batches may differ in length."""
+    """(low, high) in fp32 of each named value over all feeds. Feeds are run one by one, so their shapes may differ."""
     onnx, ort = require("onnx", "onnx"), require("onnxruntime", "onnx")
     watched = onnx.ModelProto()
     watched.CopyFrom(model)

@@ -1,4 +1,4 @@
-"""INT8 and FP8 by nvidia-modelopt, which writes FLOAT8E4M3FN that onnxruntime's quantizer does not."""
+"""INT8 and FP8 quantisation by nvidia-modelopt. It writes FLOAT8E4M3FN, which onnxruntime's quantizer cannot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METHODS = {"minmax": "max", "entropy": "entropy"}
 
 
 class _Reader:
-    """A calibration data reader that can be rewound; lengths of the batches may differ."""
+    """The calibration data reader that modelopt asks for. It can be rewound, and shapes may differ between batches."""
 
     def __init__(self, feeds: Sequence[dict[str, np.ndarray]]) -> None:
         self.feeds, self.next = feeds, 0
@@ -37,7 +37,7 @@ class _Reader:
 def quantized_by_modelopt(
     op: str, path: Path, nodes: Sequence[str], feeds: Sequence[dict[str, np.ndarray]], precision: str, method: str
 ) -> Any:
-    """The quantised onnx.ModelProto; only the named linears are quantised."""
+    """The onnx.ModelProto of the file at path with the named linears quantised, and nothing else."""
     if method not in METHODS:
         raise ExportError(f"{op}: method: got {method!r} with modelopt, allowed: {', '.join(map(repr, METHODS))}")
     quantization = require("modelopt.onnx.quantization", "modelopt")

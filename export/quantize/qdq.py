@@ -1,4 +1,4 @@
-"""Which linears of an ONNX graph are quantised, and the QuantizeLinear/DequantizeLinear pairs around them."""
+"""Choose the linears of an ONNX graph to quantise, and insert the QuantizeLinear/DequantizeLinear pairs around them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..onnx.graph import matches
 
 
 def weight_bytes(model: Any) -> int:
-    """The bytes of a model and of its external weights, none of which are loaded."""
+    """The size in bytes of a model with its external weights. The weights need not be loaded."""
     external = [{e.key: e.value for e in t.external_data} for t in model.graph.initializer]
     return int(model.ByteSize()) + sum(int(entry.get("length", 0)) for entry in external)
 
@@ -55,7 +55,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _own_weights(model: Any, nodes: set[str]) -> None:
-    """Give the named nodes a copy of a weight that others use too, which would otherwise read it quantised."""
+    """Give the named nodes their own copy of each weight that other nodes use too: those must not read it quantised."""
     weights = {i.name: i for i in model.graph.initializer}
     shared = {name for node in model.graph.node if node.name not in nodes for name in node.input if name in weights}
     made: set[str] = set()
@@ -70,10 +70,10 @@ def _own_weights(model: Any, nodes: set[str]) -> None:
 
 
 def insert_qdq(model: Any, ranges: Mapping[str, tuple[Any, Any]], nodes: Sequence[str], per_channel: bool) -> Any:
-    """A copy of the model with Q and DQ on the inputs and weights of the named nodes, and on nothing else.
+    """A copy of the model with Q/DQ pairs on the inputs and weights of the named nodes, and on nothing else.
 
-    onnxruntime's quantizer puts a quantised tensor before all its consumers, the residual connection too: the linears
-    read theirs through an Identity of their own, which is taken out again afterwards.
+    onnxruntime's quantizer hands a quantised tensor to all nodes that read it, the residual connection included. To
+    prevent that, the named nodes read their inputs through Identity nodes, which are removed afterwards.
     """
     onnx, quantization = require("onnx", "onnx"), require("onnxruntime.quantization", "onnx")
     calibrate = require("onnxruntime.quantization.calibrate", "onnx")

@@ -1,4 +1,4 @@
-"""INT8 by calibration: QuantizeLinear/DequantizeLinear around the linears' inputs and weights, and what each of them costs."""
+"""Quantise the linears of an ONNX file by calibration (QDQ), and measure what each of them costs in accuracy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ Metric = Callable[[list[np.ndarray], dict[str, np.ndarray]], np.ndarray]
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What quantize_onnx did. ranges: (low, high) of each quantised activation; cosines: over evaluation data, or nan."""
+    """What quantize_onnx did.
+
+    quantized, kept: node names of the linears. ranges: (low, high) of each quantised activation. cosine_mean, cosine_min:
+    the cosine to the fp32 file's output over the evaluation data, nan without such data.
+    """
 
     path: str
     method: str
@@ -32,7 +36,7 @@ class QuantizationReport:
     cosine_min: float = float("nan")
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain data for JSON."""
+        """The report as JSON-serialisable data."""
         return asdict(self)
 
 
@@ -47,7 +51,7 @@ class LayerSensitivity:
 
 @dataclass(frozen=True)
 class SensitivityReport:
-    """One row a linear, the most harmful first."""
+    """One row for each linear, sorted by mean cosine: the most harmful linear first."""
 
     path: str
     method: str
@@ -69,7 +73,7 @@ class SensitivityReport:
         return exclude
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain data for JSON."""
+        """The report as JSON-serialisable data."""
         return asdict(self)
 
     def table(self) -> Any:
@@ -113,7 +117,9 @@ def quantize_onnx(
     metric: Metric | None = None,
     progress: bool = True,
 ) -> QuantizationReport:
-    """Write an INT8 or FP8 (QDQ) version of an fp32 ONNX file: its linears' inputs and weights, symmetric, as TensorRT wants.
+    """Write an INT8 or FP8 (QDQ) version of an fp32 ONNX file.
+
+    Inputs and weights of the linears are quantised, symmetrically, as TensorRT requires.
 
     Args:
         path: the fp32 ONNX file. A linear is a MatMul or Gemm whose second input is a weight.
@@ -123,17 +129,22 @@ def quantize_onnx(
             range whose quantised histogram is closest in Kullback-Leibler divergence.
         include, exclude: module paths or node names, with * inside one part of the path and ** across parts
             ("encoder.layer.*.output.dense"); default all linears.
-        bins, quantized_bins: of the histograms; bins must exceed quantized_bins, or entropy has nothing to choose from.
-        percentile: per cent of the magnitudes inside the range.
+        bins, quantized_bins: histogram bins for "percentile" and "entropy", and levels that "entropy" merges them into;
+            there must be more bins than levels, or it has nothing to choose from.
+        percentile: for "percentile": per cent of the magnitudes that lie inside the range.
         per_channel: one scale a weight column instead of one a weight; modelopt always does.
         precision: "int8", or "fp8" (e4m3), which takes backend="modelopt".
         backend: "onnxruntime", or "modelopt" (nvidia-modelopt, with its own "minmax" and "entropy" and no bins).
         evaluation: batches not used in calibration; the report then holds the cosine to the fp32 file.
-        metric: outputs and inputs to an array whose rows are compared; default the first output's last dimension.
+        metric: function (outputs, inputs) of a batch to an array, whose rows along the last dimension are compared by
+            cosine; by default the first output.
         progress: draw a bar.
 
+    Returns:
+        QuantizationReport.
+
     Raises:
-        ExportError: a bad argument or file, a pattern that matches nothing; nothing is written.
+        ExportError: a bad argument or file, or a pattern that matches no linear; nothing is written.
     """
     op = "quantize_onnx"
     target = check_writable(op, out)
@@ -189,10 +200,10 @@ def sensitivity(
     metric: Metric | None = None,
     progress: bool = True,
 ) -> SensitivityReport:
-    """What each linear costs: quantise it alone, and take the cosine of the result to the fp32 file's.
+    """Measure what each linear costs in accuracy: quantise it alone, and compare the output with the fp32 file's by cosine.
 
-    Arguments as quantize_onnx. evaluation: batches to measure on, by default the calibration's. Judge the final choice
-    on data that neither this function nor the calibration has seen.
+    The arguments are those of quantize_onnx. evaluation: batches to measure on, by default the calibration batches. Judge
+    the final choice on data that neither this function nor the calibration has seen.
     """
     op = "sensitivity"
     calibration = list(calibration)
@@ -214,7 +225,7 @@ def _calibrate(
     op: str, path: PathLike, calibration: Iterable[Feed], method: str, include: Sequence[str] | None, exclude: Sequence[str],
     bins: int, quantized_bins: int, percentile: float, progress: bool, measure: bool = True,
 ) -> _Calibrated:  # fmt: skip
-    """Check everything, choose the linears, and measure their inputs' ranges unless another tool will."""
+    """Check the arguments and the file, choose the linears and, if measure is set, find the ranges of their inputs."""
     if method not in METHODS:
         raise ExportError(f"{op}: method: got {method!r}, allowed: {', '.join(map(repr, METHODS))}")
     if method == "entropy" and not bins > quantized_bins > 1:

@@ -1,1 +1,1 @@
-"""A model repository for an inference server."""
+"""Write a model repository for NVIDIA Triton Inference Server."""

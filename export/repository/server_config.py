@@ -22,7 +22,11 @@ Port = tuple[str, str, tuple[int, ...]]  # name, ONNX dtype, dims with -1 where 
 
 @dataclass(frozen=True)
 class Batching:
-    """max_size 0: the server does not batch. delay_us: how long a request may wait for others."""
+    """How the server batches requests.
+
+    max_size: the largest batch, 0 for no batching. preferred: batch sizes to aim for. delay_us: the longest time, in
+    microseconds, that a request waits for others.
+    """
 
     max_size: int = 0
     preferred: tuple[int, ...] = ()
@@ -58,7 +62,7 @@ def check_batching(batching: Batching, source: Path, inputs: list[Port], outputs
 
 
 def model_config(name: str, backend: str, filename: str, batching: Batching, inputs: list[Port], outputs: list[Port]) -> Any:
-    """The ModelConfig message, without instances."""
+    """The server's ModelConfig message for a model. It has no instance group yet: see add_instances."""
     config = schema().ModelConfig(name=name, backend=backend, default_model_filename=filename, max_batch_size=batching.max_size)
     for ports, field in ((inputs, config.input), (outputs, config.output)):
         for port, dtype, dims in ports:
@@ -91,7 +95,7 @@ def add_instances(config: Any, count: int, kind: str, gpus: Sequence[int]) -> No
 
 
 def validated(config: Any) -> str:
-    """config.pbtxt's text, parsed again by the server's own schema, which refuses unknown fields and wrong types."""
+    """The text of config.pbtxt. It is parsed again by the server's schema, which refuses unknown fields and wrong types."""
     text_format = require("google.protobuf.text_format", "serving")
     text = str(text_format.MessageToString(config))
     if text_format.Parse(text, schema().ModelConfig()) != config:
@@ -100,7 +104,7 @@ def validated(config: Any) -> str:
 
 
 def schema() -> Any:
-    """tritonclient's model_config_pb2, without the package around it, which wants grpc too."""
+    """The module model_config_pb2 of tritonclient, loaded from its file because importing its package needs grpc."""
     global _SCHEMA
     if _SCHEMA is None:
         package = require("tritonclient", "serving")

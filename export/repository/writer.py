@@ -42,7 +42,7 @@ def export_model_repository(
     """Put an exported file into a model repository as <root>/<name>/<version>, with a config.pbtxt.
 
     Args:
-        root: the repository; made if its parent exists.
+        root: the repository's folder. It is created if it is missing and its parent exists.
         name: the model's name: letters, digits, ".", "_" and "-".
         artefact: model.onnx (external data comes along), a `tensorrt` engine with its manifest, or a TorchScript file.
         version: 1 or more; an existing version is never replaced.
@@ -58,7 +58,7 @@ def export_model_repository(
         The folder <root>/<name>.
 
     Raises:
-        ExportError: what came and what is allowed; the repository stays as it was.
+        ExportError: a bad argument or file, or a version that exists already; the repository stays as it was.
         ModuleNotFoundError: tritonclient, whose schema checks config.pbtxt, is not installed.
     """
     source = check_input(OP, artefact, max_bytes=MAX_BYTES, argument="artefact")
@@ -87,8 +87,8 @@ def export_model_repository(
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.parent / file, folder / file)
         before = read_manifest(source, OP) or {}
-        facts = {key: before[key] for key in ("versions", "profiles", "opset", "options", "gpu") if key in before}
-        write_manifest(folder / filename, made_by, **facts, source={"file": source.name})
+        fields = {key: before[key] for key in ("versions", "profiles", "opset", "options", "gpu") if key in before}
+        write_manifest(folder / filename, made_by, **fields, source={"file": source.name})
         (stage / name / "config.pbtxt").write_text(text, encoding="utf-8")
         target.parent.mkdir(exist_ok=True)
         new = folder if target.exists() else stage / name
@@ -112,7 +112,7 @@ def _check_target(target: Path, version: int, text: str) -> None:
 
 
 def _ports(source: Path, kind: str, inputs: Any, outputs: Any) -> tuple[list[Port], list[Port], list[str]]:
-    """Inputs, outputs, and the external data files, from the file, its manifest or the caller."""
+    """(inputs, outputs, external data files), read from the file, from its manifest, or from the caller's arguments."""
     if kind == "onnx":
         from ..tensorrt.profiles import graph_inputs, graph_outputs
 
@@ -143,7 +143,7 @@ def _ports(source: Path, kind: str, inputs: Any, outputs: Any) -> tuple[list[Por
 
 
 def _check_torchscript(source: Path, inputs: list[Port], outputs: list[Port]) -> None:
-    """The names that the PyTorch backend maps to positions."""
+    """Raise ExportError unless the server's PyTorch backend can map each name to a position of forward."""
     import torch
 
     try:

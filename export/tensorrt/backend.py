@@ -1,4 +1,4 @@
-"""Which TensorRT: `tensorrt` (10 and 11, the server product) or `tensorrt_rtx`, told apart by what they can do, not by version."""
+"""Load the installed TensorRT: `tensorrt` (10 and 11, for servers) or `tensorrt_rtx`. Features are probed, not versions."""
 
 from __future__ import annotations
 
@@ -36,11 +36,14 @@ class Backend:
 
     @property
     def compiles_at_runtime(self) -> bool:
-        """TensorRT-RTX: the builder needs no GPU, kernels are compiled on the user's machine, and nothing is autotuned."""
+        """True for TensorRT-RTX: its builder needs no GPU and times nothing; kernels are compiled where the engine runs."""
         return hasattr(self.module.IBuilderConfig, "set_compute_capability")
 
     def logger(self, verbose: bool = False) -> Any:
-        """A new trt.ILogger that keeps warnings and errors in `.messages`, because failures return None and never raise."""
+        """A new trt.ILogger that keeps warnings and errors in `.messages`: TensorRT returns None on failure and never raises.
+
+        verbose: keep every message.
+        """
         return _native_logger(self.module, int(self.module.ILogger.VERBOSE if verbose else self.module.ILogger.WARNING))
 
 
@@ -59,7 +62,7 @@ def _native_logger(trt: Any, threshold: int) -> Any:
 
 
 def load_backend(op: str, name: str = "auto") -> Backend:
-    """The TensorRT to use.
+    """Import the TensorRT to use.
 
     Args:
         op: the caller's name, for messages.
@@ -67,13 +70,14 @@ def load_backend(op: str, name: str = "auto") -> Backend:
             cannot build without one), `tensorrt_rtx` first elsewhere.
 
     Raises:
-        ExportError: an unknown name. ModuleNotFoundError: not installed; the message says which extra installs it.
+        ExportError: the name is unknown, or the package is installed but does not load.
+        ModuleNotFoundError: it is not installed; the message says which extra of fused-ops installs it.
     """
     if name != "auto" and name not in EXTRAS:
         raise ExportError(f"{op}: backend: got {name!r}, allowed: 'auto', {', '.join(map(repr, EXTRAS))}")
     order = sorted(EXTRAS, reverse=not has_gpu()) if name == "auto" else [name]
     for candidate in order:
-        if importlib.util.find_spec(candidate) is not None:  # absolute: never this package's own tensorrt.py
+        if importlib.util.find_spec(candidate) is not None:  # an absolute name: never fused_ops.export.tensorrt
             return Backend(candidate, _import(op, candidate))
     extras = " or ".join(f"pip install 'fused-ops[{EXTRAS[candidate]}]'" for candidate in order)
     raise ModuleNotFoundError(f"{op}: {' and '.join(order)}: not installed; it comes with: {extras}", name=order[0])
@@ -83,8 +87,8 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def gpu_facts() -> dict[str, str] | None:
-    """The current GPU's name and compute capability, which an engine built for it is bound to."""
+def gpu_properties() -> dict[str, str] | None:
+    """Name and compute capability of the current GPU, to which an engine built here is bound; None without a GPU."""
     if not has_gpu():
         return None
     major, minor = torch.cuda.get_device_capability()
@@ -99,13 +103,13 @@ def _import(op: str, name: str) -> Any:
 
 
 def network_flags(trt: Any) -> int:
-    """Creation flags of a strongly typed, explicit-batch network; TensorRT 11 and RTX dropped what they made the default."""
+    """The flags that create a strongly typed, explicit-batch network. TensorRT 11 and RTX lack a flag that became default."""
     flags = trt.NetworkDefinitionCreationFlag
     return sum(1 << int(getattr(flags, name)) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(flags, name))
 
 
 def parser_errors(parser: Any) -> list[str]:
-    """What the ONNX parser objects to: the node, its operator, and where in the parser."""
+    """The ONNX parser's errors, a line for each: the node, its operator, the reason, and the place in the parser's source."""
     lines = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)

@@ -1,4 +1,4 @@
-"""One builder for `tensorrt` 10 and 11 and for `tensorrt_rtx`. Precision lives in the ONNX graph: the network is strongly typed."""
+"""Build engines with `tensorrt` 10 and 11 and with `tensorrt_rtx`. Networks are strongly typed: precision is the ONNX graph's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ..files.atomic import ExportError, PathLike, check_onnx, check_writable, output, sha256_of, write_bytes
 from ..files.manifest import external_files, write_manifest
 from . import config as config_module
-from .backend import Backend, EngineError, gpu_facts, load_backend, network_flags, parser_errors
+from .backend import Backend, EngineError, gpu_properties, load_backend, network_flags, parser_errors
 from .config import BuildOptions
 from .engine import Engine
 from .profiles import GraphTensor, Profile, add_profiles, check_profiles, check_text, graph_inputs, graph_outputs
@@ -85,8 +85,8 @@ def build_engine(
 
     Raises:
         ExportError: a bad argument, profile, or ONNX file, or an option that this TensorRT cannot do, with the reason.
-        EngineError: the parser or the builder failed; carries what TensorRT logged, parser errors with node and operator.
-        ModuleNotFoundError: that TensorRT is not installed.
+        EngineError: the parser or the builder failed. It carries TensorRT's messages, parser errors with node and operator.
+        ModuleNotFoundError: the chosen TensorRT is not installed.
     """
     target = check_writable(OP, engine_path)
     names = (compute_capability,) if isinstance(compute_capability, str) else tuple(compute_capability)
@@ -116,11 +116,11 @@ def build_engine(
             versions={trt.name: trt.version},
             source=_source(Path(onnx_path)),
             opset={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-            inputs=[_facts(tensor) for tensor in inputs],
-            outputs=[_facts(tensor) for tensor in graph_outputs(model)],
+            inputs=[_port(tensor) for tensor in inputs],
+            outputs=[_port(tensor) for tensor in graph_outputs(model)],
             profiles=checked,
-            options=options.facts(),
-            gpu=None if trt.compiles_at_runtime and "current" not in names else gpu_facts(),
+            options=options.as_dict(),
+            gpu=None if trt.compiles_at_runtime and "current" not in names else gpu_properties(),
         )
     if cache is not None and timing_cache is not None:
         write_bytes(OP, timing_cache, cache)
@@ -129,12 +129,12 @@ def build_engine(
 
 
 def _source(path: Path) -> dict[str, Any]:
-    """The ONNX file's hash, and those of its weights where they lie outside."""
+    """The ONNX file's name and SHA-256, and the SHA-256 of each of its external data files."""
     external = {name: sha256_of(path.parent / name) for name in external_files(path)}
     return {"file": path.name, "sha256": sha256_of(path)} | ({"external_data": external} if external else {})
 
 
-def _facts(tensor: GraphTensor) -> dict[str, Any]:
+def _port(tensor: GraphTensor) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype, "dims": list(tensor.dims)}
 
 

@@ -1,4 +1,4 @@
-"""Build options: what each TensorRT can do with them, and how they reach IBuilderConfig. Nothing is ignored: it is done or refused."""
+"""Build options: checked against what the chosen TensorRT can do, then set on IBuilderConfig. None is silently ignored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUNS_LATER = "TensorRT-RTX compiles kernels where the engine runs"
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """See build_engine, which documents each field."""
+    """The options of a build; build_engine documents each field."""
 
     compute_capability: tuple[str, ...] = ()
     memory_pools: Mapping[str, int] = field(default_factory=dict)
@@ -30,11 +30,11 @@ class BuildOptions:
     profiling_verbosity: str = "layer_names_only"
     tf32: bool = False
 
-    def facts(self) -> dict[str, Any]:
-        """The options as JSON, for the manifest. The timing cache is a file of the build machine and stays out."""
-        facts = asdict(self)
-        facts.pop("timing_cache")
-        return facts | {"compute_capability": list(self.compute_capability), "memory_pools": dict(self.memory_pools)}
+    def as_dict(self) -> dict[str, Any]:
+        """The options as JSON-serialisable data for the manifest, without timing_cache, a path of the build machine."""
+        options = asdict(self)
+        options.pop("timing_cache")
+        return options | {"compute_capability": list(self.compute_capability), "memory_pools": dict(self.memory_pools)}
 
 
 def members(enum: Any) -> dict[str, Any]:
@@ -43,10 +43,10 @@ def members(enum: Any) -> dict[str, Any]:
 
 
 def check_options(op: str, backend: Backend, options: BuildOptions) -> None:
-    """Refuse, before anything is parsed, what is out of range or what this TensorRT cannot do.
+    """Check the options before anything is parsed.
 
     Raises:
-        ExportError: the option, what came, and the reason or what is allowed.
+        ExportError: an option is out of range, or this TensorRT cannot do it; the message gives the reason.
     """
     trt, rtx, gpu = backend.module, backend.compiles_at_runtime, has_gpu()
     no_gpu = None if gpu else "needs a GPU at build time, and there is none here"
@@ -143,7 +143,11 @@ def configure(op: str, backend: Backend, config: Any, options: BuildOptions) -> 
 
 
 def attach_timing_cache(op: str, config: Any, path: PathLike | None) -> Any:
-    """The timing cache read from path, or a new one, attached to config; None without a path."""
+    """Attach the timing cache in the file at path, or a new one, to config and return it; None without a path.
+
+    Raises:
+        ExportError: the file is unreadable, or TensorRT refuses it (another TensorRT or GPU wrote it).
+    """
     if path is None:
         return None
     data = (

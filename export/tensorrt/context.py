@@ -35,9 +35,9 @@ class TensorInfo:
 
 
 class Context:
-    """One execution context. Calls run on the current stream, in order; run several contexts on several streams to overlap.
+    """One execution context, made by Engine.context. Its calls run in order, on the current stream.
 
-    Threads may share a context, but take turns: give each its own. Made by Engine.context.
+    To overlap calls, run several contexts on several streams. Threads that share a context wait for each other.
     """
 
     MAX_GRAPHS = 4
@@ -57,12 +57,12 @@ class Context:
             out: tensors to write outputs to, by name; those not named are allocated.
 
         Returns:
-            {name: tensor}, complete when the current stream gets there.
+            {name: tensor}. The values are complete when the current stream reaches this point.
         """
         return self.run(self.engine.bind(args, inputs), out)
 
     def run(self, named: dict[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """__call__ with the inputs bound already."""
+        """Like __call__, for inputs that Engine.bind has named and checked."""
         engine = self.engine
         self._check_shapes(named)
         named = {name: tensor.contiguous() for name, tensor in named.items()}
@@ -88,7 +88,7 @@ class Context:
         return outputs
 
     def _run(self, native: Any, named: dict[str, Tensor], given: dict[str, Tensor], stream: Any) -> dict[str, Tensor]:
-        """Set shapes, then addresses, then outputs of the inferred shapes, and enqueue."""
+        """Set input shapes and addresses, allocate outputs of the inferred shapes, and enqueue the execution."""
         self._set_inputs(native, named)
         outputs: dict[str, Tensor] = {}
         unknown: dict[str, Any] = {}
@@ -109,7 +109,7 @@ class Context:
         return {info.name: outputs[info.name] for info in self.engine.outputs}
 
     def _replay(self, named: dict[str, Tensor], given: dict[str, Tensor], stream: Any) -> dict[str, Tensor]:
-        """Copy the inputs into a captured graph's own, replay it, and copy the outputs out."""
+        """Copy the inputs into the buffers of the graph for their shapes, replay it, and copy its outputs out."""
         key = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(named.items()))
         if key not in self._graphs:
             while len(self._graphs) >= self.MAX_GRAPHS:
@@ -134,9 +134,13 @@ class Context:
         return results
 
     def _capture(self, named: dict[str, Tensor], stream: Any) -> _Graph:
-        """A graph with a native context and buffers of its own: it is bound to their addresses and shapes.
+        """Capture a CUDA graph with a native context and buffers of its own: a graph is bound to addresses and shapes.
 
-        RTX captures by itself what it runs on the same addresses, because it compiles kernels in the background.
+        TensorRT-RTX captures runs on the same addresses itself, because it compiles kernels in the background; for it
+        no graph is captured here.
+
+        Raises:
+            ExportError: an output's shape depends on the data, or an input lives on the host.
         """
         native = self._new_native()
         inputs = {name: tensor.clone() for name, tensor in named.items()}
@@ -205,14 +209,14 @@ class Context:
 
 
 class _Graph:
-    """A captured CUDA graph (None where RTX holds it) and what it reads and writes. The native context must outlive it."""
+    """A captured CUDA graph (None if TensorRT-RTX holds it) with its buffers. The native context must outlive the graph."""
 
     def __init__(self, graph: Any, native: Any, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
         self.graph, self.native, self.inputs, self.outputs = graph, native, inputs, outputs
 
 
 def address(tensor: Tensor) -> int:
-    """Where the tensor's data is; TensorRT refuses null, which torch gives for a tensor of no elements."""
+    """The address of the tensor's data. An empty tensor has a null address, which TensorRT refuses: it gets a dummy one."""
     return tensor.data_ptr() or _nothing(tensor.device).data_ptr()
 
 

@@ -30,7 +30,7 @@ MAX_CACHE_BYTES = 2**30
 
 
 class Engine:
-    """A loaded engine. Use Engine.load; one Engine serves several threads and streams through contexts of its own."""
+    """A loaded engine, made by Engine.load. Several threads and streams may use it, each through a context of its own."""
 
     def __init__(
         self, backend: Backend, native: Any, logger: Any, device: torch.device, manifest: dict[str, Any] | None
@@ -73,8 +73,9 @@ class Engine:
             max_bytes: refuse a larger file.
 
         Raises:
-            ExportError: the file, its hash or its manifest is wrong, or there is no GPU. EngineError: TensorRT refuses it.
-            ModuleNotFoundError: that TensorRT is not installed.
+            ExportError: the file, its hash or its manifest is wrong, or there is no GPU.
+            EngineError: TensorRT refuses the engine.
+            ModuleNotFoundError: the chosen TensorRT is not installed.
         """
         data = check_input(OP, path, max_bytes=max_bytes).read_bytes()
         manifest = check_hash(OP, path, data, sha256)
@@ -110,7 +111,10 @@ class Engine:
         """Run on the current stream, under the first profile that admits the shapes. Inputs by position or by name.
 
         Returns:
-            {name: new tensor}. Raises ExportError for a wrong name, dtype, device or shape, naming what is allowed.
+            {name: new tensor}.
+
+        Raises:
+            ExportError: an input has a wrong name, dtype, device or shape; the message says what is allowed.
         """
         named = self.bind(args, inputs)
         index = self.profile_for(named)
@@ -134,7 +138,7 @@ class Engine:
         return context
 
     def bind(self, args: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Arguments by input name, each checked for its type, dtype and device."""
+        """The arguments by input name; ExportError if a name, type, dtype or device is wrong."""
         self.require_open()
         known = {info.name: info for info in self.inputs}
         if len(args) > len(known):
@@ -155,7 +159,7 @@ class Engine:
         return named
 
     def moved(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Positional inputs, from any device, where the engine wants each."""
+        """Positional inputs, moved to the device where the engine expects each: its GPU, or the CPU for shape values."""
         where = ["cpu" if info.on_host else self.device for info in self.inputs]
         return [tensor.to(device) for tensor, device in zip(tensors, where)]
 
@@ -178,7 +182,8 @@ class Engine:
         """Replace the weights by those of an ONNX file of the same graph; the engine was built with refit=True.
 
         Raises:
-            ExportError: a bad file. EngineError: not refittable, or the weights do not fit.
+            ExportError: the file is not valid.
+            EngineError: the engine is not refittable, or the weights do not fit.
         """
         self.require_open()
         check_onnx(onnx_path, op="Engine.refit")
@@ -190,7 +195,7 @@ class Engine:
                 raise EngineError(f"Engine.refit: {str(onnx_path)!r} does not fit:", self.logger.messages)
 
     def native_context(self, cuda_graph: bool = False) -> Any:
-        """A trt.IExecutionContext; with RTX, under the runtime cache and its own CUDA-graph capture."""
+        """A new trt.IExecutionContext. TensorRT-RTX's uses the runtime cache and, for cuda_graph, captures graphs itself."""
         with cuda.device(self.device):
             if self.backend.compiles_at_runtime:
                 config = self._runtime_config or self.native.create_runtime_config()
@@ -236,7 +241,7 @@ class Engine:
         return TensorInfo(name, DTYPES[dtype], tuple(self.native.get_tensor_shape(name)), host)
 
     def _profile(self, index: int) -> dict[str, Range]:
-        """Ranges of the device inputs; a host input holds a shape's values, which TensorRT checks itself."""
+        """(min, opt, max) shapes of the device inputs. A host input holds a shape's values, which TensorRT checks itself."""
         shapes = {info.name: self.native.get_tensor_profile_shape(info.name, index) for info in self.inputs if not info.on_host}
         return {name: (tuple(low), tuple(best), tuple(high)) for name, (low, best, high) in shapes.items()}
 

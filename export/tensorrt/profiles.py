@@ -1,4 +1,4 @@
-"""Optimisation profiles, checked before TensorRT sees them: it logs a bad one and then reports that there is none."""
+"""Check optimisation profiles before TensorRT sees them: TensorRT would log a bad one, and then report that there is none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GraphTensor:
 
 
 def check_text(op: str, path: object, message: Any) -> None:
-    """Refuse names that are not UTF-8: protobuf gives them as bytes, and TensorRT's log cannot reach Python with them."""
+    """Raise ExportError if a string of a protobuf message is not UTF-8: TensorRT's log could not pass it to Python."""
     for field, value in message.ListFields():
         if field.type == field.TYPE_MESSAGE:
             for inner in (value,) if hasattr(value, "ListFields") else value:
@@ -46,7 +46,7 @@ def check_text(op: str, path: object, message: Any) -> None:
 
 
 def graph_inputs(model: Any) -> list[GraphTensor]:
-    """The inputs that a caller feeds: a graph's inputs less its initializers."""
+    """The inputs that a caller must feed: the graph's inputs without its initializers."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [_tensor(value) for value in model.graph.input if value.name not in constants]
 
@@ -66,10 +66,13 @@ def _tensor(value: Any) -> GraphTensor:
 def check_profiles(
     op: str, inputs: Sequence[GraphTensor], profiles: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None
 ) -> list[Profile]:
-    """profiles, checked against the graph's inputs, each entry three tuples of ints; inputs without one are static.
+    """Check profiles against the graph's inputs. Only a static input may be missing from a profile.
+
+    Returns:
+        A list of {input: (min, opt, max)}, three tuples of ints.
 
     Raises:
-        ExportError: names the profile and the input, what came and what is allowed.
+        ExportError: a profile does not fit; the message names profile and input, what came and what is allowed.
     """
     given = [profiles] if isinstance(profiles, Mapping) else list(profiles or [])
     dynamic = [tensor for tensor in inputs if tensor.dynamic]

@@ -1,4 +1,4 @@
-"""The builder's progress: a rich bar or a caller's function, and Ctrl-C that cancels cleanly."""
+"""Show the builder's progress, by a rich bar or a caller's function, and let Ctrl-C cancel a build cleanly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ProgressFn = Callable[[str, int, int], Any]  # (phase, step, steps); returning F
 
 
 class Watch:
-    """What the builder is doing, and whether to stop it. TensorRT may call from several threads."""
+    """The progress of one build, and whether to cancel it. TensorRT may call the methods from several threads."""
 
     def __init__(self, listener: ProgressFn | None) -> None:
         self.listener = listener
@@ -45,7 +45,7 @@ class Watch:
 
 
 def native_monitor(trt: Any, watch: Watch) -> Any:
-    """watch as a trt.IProgressMonitor."""
+    """A trt.IProgressMonitor that passes each call to watch."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -65,7 +65,7 @@ def native_monitor(trt: Any, watch: Watch) -> Any:
 
 @contextlib.contextmanager
 def watching(progress: bool | ProgressFn | None, title: str) -> Iterator[Watch]:
-    """A Watch for one build; Ctrl-C inside cancels the build, and KeyboardInterrupt follows once the builder returned."""
+    """Yield a Watch for one build. Ctrl-C cancels the build; KeyboardInterrupt is raised once the builder has returned."""
     with _listener(progress, title) as listener:
         watch = Watch(listener)
         interrupted = False

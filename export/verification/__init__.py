@@ -1,1 +1,1 @@
-"""verify(): an artefact against the model it was made from."""
+"""verify(): compare an exported file with the model it was made from."""

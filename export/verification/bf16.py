@@ -1,4 +1,4 @@
-"""bf16 files on ONNX Runtime's CPU, which has no bf16 products: fp32 arithmetic, each result rounded to bf16."""
+"""Run bf16 ONNX files on the CPU, where ONNX Runtime has no bf16 products: in fp32, each result rounded to bf16."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..files.atomic import require
 def widened(model: Any) -> Any:
     """A copy of a bf16 onnx.ModelProto in fp32, where every value that was bf16 passes through bf16 once.
 
-    That is what an engine computes that accumulates in fp32. The model's values must have their types recorded.
+    An engine that accumulates in fp32 computes the same. The model must record the types of its values (value_info).
     """
     onnx = require("onnx", "onnx")
     FLOAT, BF16 = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16

@@ -1,4 +1,4 @@
-"""Does the exported file compute what the module computes? At several shapes, by errors, cosine and NaN positions."""
+"""Compare an exported file with the module it came from, at several shapes: errors, cosine, positions of NaN and infinities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_FILE_BYTES = 64 * 2**30
 
 @dataclass(frozen=True)
 class Comparison:
-    """One output of one example. Errors are taken where both are finite; relative_error is max_abs over the largest |reference|."""
+    """One output of one example. Errors are over elements finite in both; relative_error is max_abs / max|reference|."""
 
     example: int
     inputs: str
@@ -57,7 +57,7 @@ class Report:
         return 0 if self.ok else 1
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain data for JSON."""
+        """The report as JSON-serialisable data."""
         return {**asdict(self), "ok": self.ok}
 
     def table(self) -> Any:
@@ -112,10 +112,10 @@ def verify(
         providers: ONNX Runtime's execution providers.
 
     Returns:
-        A Report: ok, exit_status, rows, table() for rich, as_dict() for JSON. NaN and infinities in unequal places fail it.
+        A Report: ok, exit_status, rows, table() for rich, as_dict() for JSON. It fails if NaN or infinities differ in place.
 
     Raises:
-        ExportError: no such file, no valid file, inputs that do not fit it.
+        ExportError: the file is missing or not valid, or the inputs do not fit it.
     """
     op = "verify"
     examples: list[Any] = list(inputs) if isinstance(inputs, list) else [inputs]
@@ -158,7 +158,7 @@ def _wide(value: Any) -> np.ndarray:
 def compare(
     got: np.ndarray, expected: np.ndarray, example: int, inputs: str, output: str, max_relative: float, min_cosine: float
 ) -> Comparison:
-    """Compare one output with the reference, both fp64 arrays."""
+    """Compare one output with the model's, both as fp64 arrays."""
     if got.shape != expected.shape:
         reason = f"shape {got.shape}, not {expected.shape}"
         return Comparison(example, inputs, output, got.shape, math.nan, math.nan, math.nan, 0, False, reason)
@@ -186,7 +186,7 @@ Runner = Callable[[list[torch.Tensor], dict[str, Any]], list[Any]]
 
 
 def _open(op: str, path: PathLike, runtime: str | None, providers: Sequence[str]) -> tuple[str, Runner, list[str], str]:
-    """(runtime, run, output names, precision) for a file."""
+    """Open a file: (name of its runtime, function that runs it, output names, precision as a key of TOLERANCES)."""
     kinds = {".onnx": "onnxruntime", ".pt": "torchscript", ".ts": "torchscript", ".pth": "torchscript", ".pt2": "aoti"}
     kinds |= {".engine": "tensorrt", ".plan": "tensorrt", ".trt": "tensorrt"}
     kind = runtime or kinds.get(Path(path).suffix)
@@ -214,7 +214,10 @@ def _open(op: str, path: PathLike, runtime: str | None, providers: Sequence[str]
 
 
 def _by_call(module: Any, keywords: bool = False) -> Runner:
-    """keywords: the file wants the inputs that were exported by name by name (AOTInductor), not in order (TorchScript)."""
+    """A Runner that calls a loaded module.
+
+    keywords: inputs exported by name are passed by name (AOTInductor); otherwise all are passed in order (TorchScript).
+    """
 
     def run(tensors: list[torch.Tensor], kwargs: dict[str, Any]) -> list[Any]:
         named = kwargs if keywords and all(isinstance(value, torch.Tensor) for value in kwargs.values()) else {}
@@ -271,7 +274,7 @@ def _precision_of(model: Any) -> str:
 def feeds(
     op: str, types: Mapping[str, int], tensors: Sequence[torch.Tensor], kwargs: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """ONNX Runtime's input dictionary: by name where every keyword is an input's name, else in order."""
+    """ONNX Runtime's input dictionary: inputs by name if kwargs names exactly all of them, else tensors in order."""
     numpy_type = require("onnx.helper", "onnx").tensor_dtype_to_np_dtype
     if kwargs and len(kwargs) == len(types) and set(kwargs) == set(types):
         pairs = [(name, kwargs[name]) for name in types]

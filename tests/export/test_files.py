@@ -91,7 +91,7 @@ from fused_ops.export import ExportError
 loaded = [m for m in ("onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "rich", "typer") if m in sys.modules]
 assert not loaded, loaded
 assert "verify" in dir(fused_ops.export)
-import fused_ops.export._verify
+import fused_ops.export.verification.verifier
 assert callable(fused_ops.export.verify)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -171,7 +171,7 @@ FUZZ = """
 import random, sys
 from pathlib import Path
 from fused_ops.export import ExportError
-from fused_ops.export._files import check_onnx
+from fused_ops.export.files.atomic import check_onnx
 data = Path("good.onnx").read_bytes()
 random.seed(0)
 refused = 0

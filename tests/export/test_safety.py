@@ -164,11 +164,11 @@ def test_names_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
 
 def test_inspect_reads_onnx(tmp_path: Path) -> None:
     path = save(linear_model(), tmp_path / "m.onnx")
-    facts = inspect_file(path)
-    assert facts["operators"] == {"MatMul": 1, "Add": 1, "Relu": 1}
-    assert facts["inputs"] == ["x(batch, sequence, 16) FLOAT"]
-    assert facts["weights"] == {"FLOAT": 16 * 8 + 8}
-    assert (facts["kind"], facts["manifest"], facts["bytes"]) == ("onnx", "none", path.stat().st_size)
+    details = inspect_file(path)
+    assert details["operators"] == {"MatMul": 1, "Add": 1, "Relu": 1}
+    assert details["inputs"] == ["x(batch, sequence, 16) FLOAT"]
+    assert details["weights"] == {"FLOAT": 16 * 8 + 8}
+    assert (details["kind"], details["manifest"], details["bytes"]) == ("onnx", "none", path.stat().st_size)
     write_manifest(path, "onnx")
     assert inspect_file(path)["manifest"] == "agrees"
     with path.open("ab") as file:
@@ -205,8 +205,8 @@ def test_inspect_reads_an_engines_manifest_and_does_not_load_it(tmp_path: Path) 
     assert "no manifest" in inspect_file(tmp_path / "m.engine")["note"]
     tensor = {"name": "x", "dtype": "FLOAT", "dims": ["batch", 4]}
     write_manifest(tmp_path / "m.engine", "tensorrt_rtx", inputs=[tensor], outputs=[tensor])
-    facts = inspect_file(tmp_path / "m.engine")
-    assert (facts["kind"], facts["inputs"]) == ("tensorrt_rtx", ["x(batch, 4) FLOAT"])
+    details = inspect_file(tmp_path / "m.engine")
+    assert (details["kind"], details["inputs"]) == ("tensorrt_rtx", ["x(batch, 4) FLOAT"])
     manifest_path(tmp_path / "m.engine").write_text("{}")
     with pytest.raises(ExportError, match="is no manifest"):
         inspect_file(tmp_path / "m.engine")

@@ -75,9 +75,9 @@ def test_several_profiles_and_targets(onnx_file: Path, engine_file: Path) -> Non
 )
 def test_an_option_reaches_the_builder(onnx_file: Path, engine_file: Path, options: dict[str, Any]) -> None:
     """Each changes the engine's bytes, which are otherwise the same at each build."""
-    plain = build_engine(onnx_file, engine_file, backend="tensorrt_rtx", profiles=PROFILE)
+    default = build_engine(onnx_file, engine_file, backend="tensorrt_rtx", profiles=PROFILE)
     other = build_engine(onnx_file, engine_file, backend="tensorrt_rtx", profiles=PROFILE, **options)
-    assert other.sha256 != plain.sha256
+    assert other.sha256 != default.sha256
 
 
 def test_a_static_model_needs_no_profile(tmp_path: Path, engine_file: Path) -> None:
