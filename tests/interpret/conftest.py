@@ -19,7 +19,11 @@ collect_ignore_glob = [] if settings.INTERPRET else ["*"]
 
 @pytest.fixture
 def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str, RowConfig], list[str]]]:
-    """force(module, chooser, config): the chooser answers config; returns the names of the kernels launched from then on."""
+    """force(module, chooser, config): the chooser answers config; returns the names of the kernels launched from then on.
+
+    No cluster takes the place of a chunked config, as it would by default where Triton has clusters.
+    """
+    monkeypatch.setattr(settings, "CLUSTER", False)
     launched: list[str] = []
     ctas = {1}
 
