@@ -6,17 +6,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, cuda
 
 from ..files.atomic import ExportError
-from .backend import EngineError
-from .profiles import fits
-
-if TYPE_CHECKING:
-    from .engine import Engine
+from .backend import Backend, EngineError
+from .profiles import Profile, fits
 
 DTYPES = {
     "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "FP8": torch.float8_e4m3fn, "INT8": torch.int8,
@@ -34,6 +31,23 @@ class TensorInfo:
     on_host: bool
 
 
+class LoadedEngine(Protocol):
+    """What a context uses of the Engine that made it."""
+
+    backend: Backend
+    device: torch.device
+    logger: Any
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    profiles: tuple[Profile, ...]
+
+    def bind(self, args: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A call's inputs by name, checked."""
+
+    def native_context(self, cuda_graph: bool = False) -> Any:
+        """A new trt.IExecutionContext."""
+
+
 class Context:
     """One execution context, made by Engine.context. Its calls run in order, on the current stream.
 
@@ -42,7 +56,7 @@ class Context:
 
     MAX_GRAPHS = 4
 
-    def __init__(self, engine: Engine, profile: int, cuda_graph: bool) -> None:
+    def __init__(self, engine: LoadedEngine, profile: int, cuda_graph: bool) -> None:
         self.engine, self.profile, self._cuda_graph = engine, profile, cuda_graph
         self._graphs: OrderedDict[tuple[Any, ...], _Graph] = OrderedDict()
         self._lock = threading.Lock()

@@ -55,16 +55,13 @@ def modules() -> dict[str, Module]:
 def imported_names(path: Path, source: str) -> set[str]:
     """Every dotted name the source imports, inside functions too; relative imports resolved, names of `from` imports appended.
 
-    Imports under `if TYPE_CHECKING:` are not executed and do not count.
+    Imports under `if TYPE_CHECKING:` count too: what reads an annotation follows them.
     """
     tree = ast.parse(source)
-    unused = {id(n) for node in ast.walk(tree) if _is_type_checking(node) for n in ast.walk(node)}
     package = module_name(path).split(".")
     package = package if path.name == "__init__.py" else package[:-1]
     names: set[str] = set()
     for node in ast.walk(tree):
-        if id(node) in unused:
-            continue
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -72,10 +69,6 @@ def imported_names(path: Path, source: str) -> set[str]:
             home = ".".join([*base, *([node.module] if node.module else [])])
             names.update(f"{home}.{alias.name}" for alias in node.names)
     return names
-
-
-def _is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
 def loaded(module: Module, known: dict[str, Module]) -> set[str]:
