@@ -36,7 +36,7 @@ class Torch(Mlp):
 
 
 class Scaled(Mlp):
-    """Reads a plain number of its own."""
+    """Reads a Python number of its own."""
 
     scale = 2.0
 

@@ -126,13 +126,13 @@ def test_pickle_and_deepcopy_keep_it_fused_and_undoable():
 
 
 def test_state_dict_goes_both_ways():
-    plain, other = Block().eval(), Block().eval()
+    unfused, other = Block().eval(), Block().eval()
     x = torch.randn(3, 6)
     fuse(other)
-    other.load_state_dict(plain.state_dict(), strict=True)
-    torch.testing.assert_close(other(x), plain(x))
-    plain.load_state_dict(other.state_dict(), strict=True)
-    torch.testing.assert_close(other(x), plain(x))
+    other.load_state_dict(unfused.state_dict(), strict=True)
+    torch.testing.assert_close(other(x), unfused(x))
+    unfused.load_state_dict(other.state_dict(), strict=True)
+    torch.testing.assert_close(other(x), unfused(x))
 
 
 def test_ops_and_filter_fn_choose():
@@ -241,10 +241,10 @@ def test_functional_call_and_checkpoint():
     x = torch.randn(3, 6)
     other = {name: torch.randn_like(p) for name, p in model.named_parameters()}
     expected = functional_call(model, other, (x,))
-    plain = grads(model, x)
+    unfused = grads(model, x)
     fuse(model)
     torch.testing.assert_close(functional_call(model, other, (x,)), expected)
     model.zero_grad()
     checkpoint(model, x, use_reentrant=False).square().sum().backward()
-    for p, expected in zip(model.parameters(), plain[1:], strict=True):
+    for p, expected in zip(model.parameters(), unfused[1:], strict=True):
         torch.testing.assert_close(p.grad, expected, rtol=1e-5, atol=1e-6)

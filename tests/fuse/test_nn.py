@@ -16,7 +16,7 @@ from fused_ops.ops.linear.linear_reference import linear_eager
 
 
 @pytest.mark.parametrize(
-    ("fused", "plain"),
+    ("fused", "unfused"),
     [
         (FusedLayerNorm((3, 4)), nn.LayerNorm((3, 4))),
         (FusedLayerNorm(4, bias=False), nn.LayerNorm(4, bias=False)),
@@ -27,14 +27,14 @@ from fused_ops.ops.linear.linear_reference import linear_eager
     ],
     ids=lambda m: str(m),
 )
-def test_same_state_and_results(fused: nn.Module, plain: nn.Module):
-    assert isinstance(fused, type(plain))
-    plain.load_state_dict(fused.state_dict(), strict=True)
+def test_same_state_and_results(fused: nn.Module, unfused: nn.Module):
+    assert isinstance(fused, type(unfused))
+    unfused.load_state_dict(fused.state_dict(), strict=True)
     x = torch.randn(2, 3, 4)
-    torch.testing.assert_close(fused(x), plain(x))
+    torch.testing.assert_close(fused(x), unfused(x))
     for copied in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
-        torch.testing.assert_close(copied(x), plain(x))
-    torch.testing.assert_close(fused.to(torch.float64)(x.double()), plain.double()(x.double()))
+        torch.testing.assert_close(copied(x), unfused(x))
+    torch.testing.assert_close(fused.to(torch.float64)(x.double()), unfused.double()(x.double()))
     assert repr(fused).startswith("Fused")
 
 

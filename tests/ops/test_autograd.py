@@ -71,12 +71,12 @@ def _calls() -> list[Any]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("function", "plain", "args", "kwargs"), _calls())
-def test_every_subset_of_gradients(function: Any, plain: Any, args: Any, kwargs: Any) -> None:
+@pytest.mark.parametrize(("function", "eager", "args", "kwargs"), _calls())
+def test_every_subset_of_gradients(function: Any, eager: Any, args: Any, kwargs: Any) -> None:
     for wanted in itertools.product((False, True), repeat=len(args)):
         ours = [a.clone().requires_grad_(w) for a, w in zip(args, wanted)]
         theirs = [a.clone().requires_grad_(w) for a, w in zip(args, wanted)]
-        out, expected = function(*ours, **kwargs), plain(*theirs, **kwargs)
+        out, expected = function(*ours, **kwargs), eager(*theirs, **kwargs)
         assert out.requires_grad == any(wanted)
         if any(wanted):
             out.square().sum().backward()
@@ -87,8 +87,8 @@ def test_every_subset_of_gradients(function: Any, plain: Any, args: Any, kwargs:
                 torch.testing.assert_close(mine.grad, other.grad)
 
 
-@pytest.mark.parametrize(("function", "plain", "args", "kwargs"), _calls())
-def test_two_backwards_are_bit_equal(function: Any, plain: Any, args: Any, kwargs: Any) -> None:
+@pytest.mark.parametrize(("function", "eager", "args", "kwargs"), _calls())
+def test_two_backwards_are_bit_equal(function: Any, eager: Any, args: Any, kwargs: Any) -> None:
     leaves = [a.clone().requires_grad_() for a in args]
     out = function(*leaves, **kwargs)
     dy = torch.randn_like(out)
@@ -99,8 +99,8 @@ def test_two_backwards_are_bit_equal(function: Any, plain: Any, args: Any, kwarg
         torch.autograd.grad(out, leaves, dy)
 
 
-@pytest.mark.parametrize(("function", "plain", "args", "kwargs"), _calls())
-def test_changing_a_saved_input_in_place_raises(function: Any, plain: Any, args: Any, kwargs: Any) -> None:
+@pytest.mark.parametrize(("function", "eager", "args", "kwargs"), _calls())
+def test_changing_a_saved_input_in_place_raises(function: Any, eager: Any, args: Any, kwargs: Any) -> None:
     leaves = [a.clone().requires_grad_() for a in args]
     x = leaves[0] * 1.0
     out = function(x, *leaves[1:], **kwargs)
@@ -113,8 +113,8 @@ def test_changing_a_saved_input_in_place_raises(function: Any, plain: Any, args:
         out.sum().backward()
 
 
-@pytest.mark.parametrize(("function", "plain", "args", "kwargs"), _calls())
-def test_no_graph_without_a_need(function: Any, plain: Any, args: Any, kwargs: Any) -> None:
+@pytest.mark.parametrize(("function", "eager", "args", "kwargs"), _calls())
+def test_no_graph_without_a_need(function: Any, eager: Any, args: Any, kwargs: Any) -> None:
     leaves = [a.clone().requires_grad_() for a in args]
     for context in (torch.no_grad(), torch.inference_mode()):
         with context, ContractMode() as mode:
@@ -123,12 +123,12 @@ def test_no_graph_without_a_need(function: Any, plain: Any, args: Any, kwargs: A
         assert len(mode.checked) == 1
 
 
-@pytest.mark.parametrize(("function", "plain", "args", "kwargs"), _calls())
-def test_expanded_dy(function: Any, plain: Any, args: Any, kwargs: Any) -> None:
+@pytest.mark.parametrize(("function", "eager", "args", "kwargs"), _calls())
+def test_expanded_dy(function: Any, eager: Any, args: Any, kwargs: Any) -> None:
     """sum().backward() hands the backward a dy of strides 0."""
     ours, theirs = [a.clone().requires_grad_() for a in args], [a.clone().requires_grad_() for a in args]
     (function(*ours, **kwargs) * 1.0).sum().backward()
-    plain(*theirs, **kwargs).sum().backward()
+    eager(*theirs, **kwargs).sum().backward()
     for mine, other in zip(ours, theirs):
         torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-5)
 

@@ -119,7 +119,7 @@ def test_opcheck(name: str) -> None:
 
 
 def test_function_modes_see_the_public_function() -> None:
-    """A TorchFunctionMode has its say, as with torch's own functions: the short way past the dispatcher is not for it."""
+    """A TorchFunctionMode sees the public function, as with torch's own functions: under it a call does not take the fast path."""
     from torch.overrides import TorchFunctionMode
 
     seen: list[Any] = []

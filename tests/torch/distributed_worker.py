@@ -151,32 +151,32 @@ def operator(world: int) -> None:
         calls.append((lambda x, *p: mlp(x, *p, "gelu"), [(x, S(0)), *weights], S(0)))
         calls.append((lambda x, *p: mlp(x, *p, "gelu"), [(x, R), (w, S(0)), (b, S(0)), (w2, S(1)), (b2, R)], None))
     for i, (function, arguments, kept) in enumerate(calls):
-        plain = [t.clone().requires_grad_() for t, _ in arguments]  # type: ignore[union-attr]
-        placed = [distribute_tensor(t.detach(), mesh, [p]).requires_grad_() for t, (_, p) in zip(plain, arguments)]
+        local = [t.clone().requires_grad_() for t, _ in arguments]  # type: ignore[union-attr]
+        placed = [distribute_tensor(t.detach(), mesh, [p]).requires_grad_() for t, (_, p) in zip(local, arguments)]
         with torch.no_grad():  # the same shapes with other outputs first: DTensor caches decisions
-            torch.testing.assert_close(function(*placed).full_tensor(), function(*plain))
+            torch.testing.assert_close(function(*placed).full_tensor(), function(*local))
         with CommDebugMode() as communication:
             out = function(*placed)
         assert communication.get_total_counts() == 0, f"call {i}: {communication.get_comm_counts()}"
         assert out.placements[0].is_partial() if kept is None else out.placements == (kept,), f"call {i}: {out.placements}"
-        expected = function(*plain)
+        expected = function(*local)
         torch.testing.assert_close(out.full_tensor(), expected)
         out.full_tensor().square().sum().backward()
         expected.square().sum().backward()
-        for j, (got, want) in enumerate(zip(placed, plain)):
+        for j, (got, want) in enumerate(zip(placed, local)):
             torch.testing.assert_close(
                 got.grad.full_tensor(), want.grad, msg=lambda m, i=i, j=j: f"call {i}, gradient {j}: {m}"
             )  # type: ignore[union-attr]
-        for j in range(len(plain)):  # each gradient alone
+        for j in range(len(local)):  # each gradient alone
             out = function(*(t.detach().requires_grad_(k == j) for k, t in enumerate(placed)))
             assert out.requires_grad
             leaf = placed[j].detach().requires_grad_()
             function(*(leaf if k == j else t.detach() for k, t in enumerate(placed))).full_tensor().square().sum().backward()
-            torch.testing.assert_close(leaf.grad.full_tensor(), plain[j].grad)  # type: ignore[union-attr]
+            torch.testing.assert_close(leaf.grad.full_tensor(), local[j].grad)  # type: ignore[union-attr]
 
 
 def what_needs_communication(world: int) -> None:
-    """A shard over what an op reduces is gathered, and the result is right; a plain weight with a DTensor is refused."""
+    """A shard over what an op reduces is gathered, and the result is right; an ordinary weight with a DTensor is refused."""
     mesh = init_device_mesh("cpu", (world,))
     x = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     placed = distribute_tensor(x, mesh, [Shard(2)])
@@ -190,14 +190,14 @@ def compiled(world: int) -> None:
     """torch.compile of a call on DTensors, forward and backward, in one graph."""
     mesh = init_device_mesh("cpu", (world,))
     x = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    plain, placed = x.clone().requires_grad_(), distribute_tensor(x, mesh, [Shard(0)]).requires_grad_()
+    local, placed = x.clone().requires_grad_(), distribute_tensor(x, mesh, [Shard(0)]).requires_grad_()
     function = torch.compile(lambda x: fused_softmax(fused_layernorm(x, (12,))), fullgraph=True, backend="aot_eager")
     out = function(placed)
-    expected = fused_softmax(fused_layernorm(plain, (12,)))
+    expected = fused_softmax(fused_layernorm(local, (12,)))
     torch.testing.assert_close(out.full_tensor(), expected)
     out.full_tensor().square().sum().backward()
     expected.square().sum().backward()
-    torch.testing.assert_close(placed.grad.full_tensor(), plain.grad)  # type: ignore[union-attr]
+    torch.testing.assert_close(placed.grad.full_tensor(), local.grad)  # type: ignore[union-attr]
 
 
 CHECKS = {

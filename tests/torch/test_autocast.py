@@ -1,4 +1,4 @@
-"""Autocast gives each op the result dtype of torch's own; GradScaler; checkpointing, plain and selective."""
+"""Autocast gives each op the result dtype of torch's own; GradScaler; checkpointing, of everything and selective."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_compiled_under_autocast(call: Call) -> None:
 
 
 def test_training_with_a_grad_scaler() -> None:
-    """The scaled loss trains as the plain one does; an overflow is noticed and its step skipped."""
+    """The scaled loss trains as the unscaled one does; an overflow is noticed and its step skipped."""
     torch.manual_seed(0)
     model = nn.Sequential(FusedLayerNorm(8), FusedLinear(8, 8, activation="silu"))
     twin = nn.Sequential(FusedLayerNorm(8), FusedLinear(8, 8, activation="silu"))
@@ -94,10 +94,10 @@ def test_training_with_a_grad_scaler() -> None:
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @each_call
 def test_checkpoint(call: Call, use_reentrant: bool) -> None:
-    plain, again = call.tensors(requires_grad=True), call.tensors(requires_grad=True)
-    call.ours(*plain).square().sum().backward()
+    once, again = call.tensors(requires_grad=True), call.tensors(requires_grad=True)
+    call.ours(*once).square().sum().backward()
     checkpoint(call.ours, *again, use_reentrant=use_reentrant).square().sum().backward()
-    for a, b in zip(plain, again):
+    for a, b in zip(once, again):
         assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
 
 
@@ -113,11 +113,11 @@ def test_selective_checkpoint_by_our_operators_name(policy: CheckpointPolicy, fo
         return torch.sin(fused_linear(torch.cos(x), w, b, "gelu"))
 
     call = next(c for c in CALLS if c.name == "linear")
-    plain, again = call.tensors(requires_grad=True), call.tensors(requires_grad=True)
-    layer(*plain).sum().backward()
+    once, again = call.tensors(requires_grad=True), call.tensors(requires_grad=True)
+    layer(*once).sum().backward()
     with OperatorsSeen() as seen:
         context = partial(create_selective_checkpoint_contexts, choose)
         checkpoint(layer, *again, use_reentrant=False, context_fn=context).sum().backward()
     assert seen.count(str(linear)) == forwards
-    for a, b in zip(plain, again):
+    for a, b in zip(once, again):
         assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]

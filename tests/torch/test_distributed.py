@@ -52,7 +52,7 @@ def test_every_role_names_an_argument() -> None:
 
 
 def test_registered_only_when_used() -> None:
-    """Neither the import nor a plain call, short or long way, imports DTensor."""
+    """Neither the import nor a call on ordinary tensors, by the fast path or the dispatcher, imports DTensor."""
     code = (
         "import sys, torch, fused_ops\n"
         "x = torch.randn(2, 4, requires_grad=True)\n"

@@ -1,4 +1,4 @@
-"""Who has a say in a call, and so keeps it from the short way past the dispatcher: each of them, one at a time."""
+"""The fast path past the dispatcher: which modes, contexts, transforms and tensors keep a call from it, one at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fused_ops._runtime.settings import INTERPRET
 from fused_ops._torch.eager import fast_path
 from tests.torch.calls import OperatorsSeen
 
-PLAIN = None if INTERPRET else "aten"
+WITHOUT_GRADIENTS = None if INTERPRET else "aten"
 WITH_GRADIENTS = None if INTERPRET else "cpu grad"
 
 
@@ -57,14 +57,14 @@ CHANGERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def test_plain_tensors() -> None:
+def test_tensors_that_take_the_fast_path() -> None:
     x, w = torch.randn(2, 3), Parameter(torch.randn(3))
-    assert fast_path(x) == fast_path(x, None, x) == PLAIN
+    assert fast_path(x) == fast_path(x, None, x) == WITHOUT_GRADIENTS
     assert fast_path(w, None, x) == fast_path(x, w, None) == fast_path(x, None, w) == WITH_GRADIENTS
     with torch.no_grad():
-        assert fast_path(w, w, w) == PLAIN
+        assert fast_path(w, w, w) == WITHOUT_GRADIENTS
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        assert fast_path(w, x) == PLAIN
+        assert fast_path(w, x) == WITHOUT_GRADIENTS
 
 
 @pytest.mark.parametrize("name", [*WATCHERS, *CHANGERS])
@@ -73,7 +73,7 @@ def test_contexts(name: str) -> None:
     x, w = torch.randn(2, 3), torch.randn(3, requires_grad=True)
     with (WATCHERS | CHANGERS)[name]():
         assert fast_path(x, w, w) is None
-        assert fast_path(x, x, x) == (None if name in WATCHERS else PLAIN)
+        assert fast_path(x, x, x) == (None if name in WATCHERS else WITHOUT_GRADIENTS)
     assert fast_path(x, w, w) == WITH_GRADIENTS
 
 
@@ -102,7 +102,7 @@ def test_transforms_and_tracers() -> None:
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "float32"), ("float64", "float64")])
 def test_cpu_autocast_without_gradients(activation: str | None, dtypes: tuple[str, str]) -> None:
-    """The shortest way leaves the casts to ATen, a dispatch mode leaves them to us: the same bits."""
+    """The fast path leaves the casts to ATen, a call under a dispatch mode makes them itself: the results have the same bits."""
     x, w, W = torch.randn(2, 3), torch.randn(3), torch.randn(4, 3)
     x, w, W = x.to(getattr(torch, dtypes[0])), w.to(getattr(torch, dtypes[1])), W.to(getattr(torch, dtypes[1]))
     calls: list[Callable[[], Tensor]] = [
@@ -110,29 +110,29 @@ def test_cpu_autocast_without_gradients(activation: str | None, dtypes: tuple[st
     ]  # fmt: skip
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for call in calls:
-            short = call()
+            fast = call()
             with OperatorsSeen() as seen:
-                long = call()
+                dispatched = call()
             assert len(seen) == 1
-            assert short.dtype is long.dtype
-            assert torch.equal(short, long)
+            assert fast.dtype is dispatched.dtype
+            assert torch.equal(fast, dispatched)
 
 
 @pytest.mark.parametrize("position", range(3))
 @pytest.mark.parametrize("disabled", [False, True])
-def test_tensors_that_are_not_plain(position: int, disabled: bool) -> None:
-    """A subclass is one also where its __torch_function__ is switched off."""
-    plain = torch.randn(3)
-    others: list[Any] = [plain.as_subclass(Overriding), plain.as_subclass(Silent), plain.to("meta"), 3.0, [1.0]]
+def test_tensors_that_do_not_take_the_fast_path(position: int, disabled: bool) -> None:
+    """A tensor subclass does not take it even if its __torch_function__ is switched off."""
+    tensor = torch.randn(3)
+    others: list[Any] = [tensor.as_subclass(Overriding), tensor.as_subclass(Silent), tensor.to("meta"), 3.0, [1.0]]
     with torch._C.DisableTorchFunction() if disabled else contextlib.nullcontext():
         for other in others:
-            tensors: list[Any] = [plain] * 3
+            tensors: list[Any] = [tensor] * 3
             tensors[position] = other
             assert fast_path(*tensors) is None, (position, type(other))
 
 
 def test_bad_arguments_get_one_error_of_ours() -> None:
-    """The short way hands nothing to ATen that the checks would have refused."""
+    """The fast path hands nothing to ATen that the checks would have refused."""
     x, w = torch.randn(2, 3), torch.randn(3)
     for arguments in (
         (x.long(), (3,)), (x[:0].long(), (3,)), (x, (4,)), (x, (3,), w.long()), (x, (3,), w[:2]), (x, (3,), w, w[:2]),

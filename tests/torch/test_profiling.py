@@ -25,7 +25,7 @@ from tests.torch.calls import Call, each_call
 @each_call
 def test_torch_profiler_shows_forward_and_backward_by_name(call: Call, tmp_path: Path) -> None:
     tensors = call.tensors(requires_grad=True)
-    call.ours(*tensors)  # the short way, taken before, does not hide the next call
+    call.ours(*tensors)  # the fast path, taken before, does not hide the next call
     with profile(activities=[ProfilerActivity.CPU]) as prof:
         call.ours(*tensors).sum().backward()
     names = {event.key for event in prof.key_averages()}
@@ -46,7 +46,7 @@ def count(function: Any, tensors: list[Tensor], backward: bool) -> int:
 
 @pytest.mark.parametrize("backward", [False, True])
 @each_call
-def test_flops_are_those_of_the_plain_formula(call: Call, backward: bool) -> None:
+def test_flops_are_those_of_the_eager_baseline(call: Call, backward: bool) -> None:
     tensors = call.tensors(requires_grad=True)
     counted = count(call.ours, tensors, backward)
     assert counted == count(call.aten, tensors, backward)
@@ -67,11 +67,11 @@ def test_flops_of_the_families_of_several_products() -> None:
         torch.randn(5, 8, requires_grad=True),
     )
     for backward in (False, True):
-        plain = count(lambda x, g, u: F.silu(F.linear(x, g)) * F.linear(x, u), [x, wg, wu], backward)
-        assert count(lambda x, g, u: fused_ops.fused_gated_linear(x, g, u), [x, wg, wu], backward) == plain
+        eager = count(lambda x, g, u: F.silu(F.linear(x, g)) * F.linear(x, u), [x, wg, wu], backward)
+        assert count(lambda x, g, u: fused_ops.fused_gated_linear(x, g, u), [x, wg, wu], backward) == eager
         w2 = torch.randn(8, 5, requires_grad=True)
-        plain = count(lambda x, a, c: F.linear(F.gelu(F.linear(x, a)), c), [x, wg, w2], backward)
-        assert count(lambda x, a, c: fused_ops.fused_mlp(x, a, None, c, None, "gelu"), [x, wg, w2], backward) == plain
+        eager = count(lambda x, a, c: F.linear(F.gelu(F.linear(x, a)), c), [x, wg, w2], backward)
+        assert count(lambda x, a, c: fused_ops.fused_mlp(x, a, None, c, None, "gelu"), [x, wg, w2], backward) == eager
 
 
 def test_every_op_with_a_product_has_a_formula() -> None:

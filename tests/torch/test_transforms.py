@@ -97,22 +97,22 @@ def test_inference_mode(call: Call) -> None:
 
 
 @each_call
-def test_the_short_way_gives_the_dispatchers_bits(call: Call) -> None:
-    """A plain call skips the dispatcher; under a mode it does not. Forward and backward agree bit for bit."""
+def test_the_fast_path_gives_the_dispatchers_bits(call: Call) -> None:
+    """Without a mode a call takes the fast path; under one it goes through the dispatcher. Forward and backward agree bit for bit."""
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        short, long = call.tensors(dtype, requires_grad=True), call.tensors(dtype, requires_grad=True)
-        y = call.ours(*short)
+        fast, dispatched = call.tensors(dtype, requires_grad=True), call.tensors(dtype, requires_grad=True)
+        y = call.ours(*fast)
         with OperatorsSeen() as seen:
-            z = call.ours(*long)
+            z = call.ours(*dispatched)
         assert seen == [f"fused_ops.{call.name}_fwd.default"]
         assert torch.equal(y, z)
         assert y.stride() == z.stride()
         assert type(y.grad_fn).__name__ == type(z.grad_fn).__name__
         dy = torch.randn_like(y)
-        for a, b in zip(torch.autograd.grad(y, short, dy), torch.autograd.grad(z, long, dy)):
+        for a, b in zip(torch.autograd.grad(y, fast, dy), torch.autograd.grad(z, dispatched, dy)):
             assert torch.equal(a, b)
         with torch.no_grad(), OperatorsSeen():
-            assert torch.equal(call.ours(*short), z)
+            assert torch.equal(call.ours(*fast), z)
 
 
 @each_call
@@ -156,11 +156,11 @@ def test_torch_function_override_sees_the_public_function(position: int) -> None
             continue
         Logged.seen.clear()
         wrapped = [a.as_subclass(Logged) if i == position else a for i, a in enumerate(arguments)]
-        plain: Any = arguments
+        unwrapped: Any = arguments
         if function is fused_layernorm:
             out, expected = fused_layernorm(wrapped[0], (4,), *wrapped[1:]), fused_layernorm(x, (4,), w, b)  # type: ignore[arg-type]
         else:
-            out, expected = function(*wrapped), function(*plain)  # type: ignore[operator]
+            out, expected = function(*wrapped), function(*unwrapped)  # type: ignore[operator]
         assert Logged.seen[0] is function
         assert isinstance(out, Logged)
         assert torch.equal(out.as_subclass(Tensor), expected)
