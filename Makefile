@@ -21,6 +21,16 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=
 PLAIN := env -u TRITON_INTERPRET -u FUSED_OPS_BACKEND
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
+# The tests with a marker, both ways. pytest's status is 5 where it selects none, so that an empty run fails too.
+define BOTH
+status=0; \
+echo "== tests: $(1) (ATen on the CPU; Triton where there is a GPU)"; \
+$(PLAIN) $(ONE_THREAD) $(PYTEST) -m "$(1)" tests --ignore=tests/interpret || status=1; \
+echo "== kernels in Triton's interpreter: $(1)"; \
+$(PLAIN) TRITON_INTERPRET=1 $(ONE_THREAD) $(PYTEST) -m "$(1)" tests/interpret || status=1; \
+exit $$status
+endef
+
 .PHONY: help
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -31,13 +41,12 @@ demo: $(VENV)/.demo  ## Take a real model down the whole line: fuse, embed, trai
 	@$(PLAIN) $(BIN)/python -m bench.demo
 
 .PHONY: test
-test: $(VENV)/.dev  ## Run all tests: through ATen, then the kernels themselves in Triton's interpreter.
-	@status=0; \
-	echo "== tests (ATen on the CPU; Triton where there is a GPU)"; \
-	$(PLAIN) $(ONE_THREAD) $(PYTEST) tests --ignore=tests/interpret || status=1; \
-	echo "== kernels in Triton's interpreter"; \
-	$(PLAIN) TRITON_INTERPRET=1 $(ONE_THREAD) $(PYTEST) tests/interpret || status=1; \
-	exit $$status
+test: $(VENV)/.dev  ## Run the tests: through ATen, then the kernels themselves in Triton's interpreter.
+	@$(call BOTH,not slow)
+
+.PHONY: slow
+slow: $(VENV)/.dev  ## Run the tests that `make test` leaves out because they take long.
+	@$(call BOTH,slow)
 
 .PHONY: triton
 triton: $(VENV)/.dev  ## Compile and execute the kernels under another Triton (TRITON=3.9.0), which knows clusters.

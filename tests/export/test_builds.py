@@ -40,8 +40,7 @@ def test_static_shapes_need_no_profile(name: str, tmp_path: Path) -> None:
     assert report.manifest["profiles"] == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_minilm_fused(precision: str, tmp_path: Path) -> None:
     model: Any = models.minilm()
     assert fuse(model).fused

@@ -243,7 +243,6 @@ def embedding(outputs: list[np.ndarray], inputs: dict[str, np.ndarray]) -> np.nd
     return (outputs[0] * mask).sum(1) / mask.sum(1)
 
 
-@pytest.mark.slow
 def test_minilm_int8(tmp_path: Path) -> None:
     """The contract: a mean cosine of at least 0.985 to fp32 on sentences that were not calibrated on; its engine builds."""
     assert not set(sentences.CALIBRATION) & set(sentences.HELD_OUT)

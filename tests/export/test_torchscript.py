@@ -192,7 +192,6 @@ int main(int argc, char** argv) {
 """
 
 
-@pytest.mark.slow
 def test_cpp_program_runs_the_file(path: Path) -> None:
     """A libtorch program of one file, compiled here, loads a fused block and computes what Python does."""
     compiler = shutil.which("g++") or shutil.which("c++")
@@ -217,7 +216,7 @@ def test_cpp_program_runs_the_file(path: Path) -> None:
     export_torchscript(model, (models.example(),), path)
     for batch, length in ((1, 3), (2, 6)):
         sizes = [str(batch), str(length), str(models.WIDTH)]
-        ran = subprocess.run(["./run", str(path), *sizes], cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+        ran = subprocess.run(["./run", str(path), *sizes], cwd=folder, capture_output=True, text=True, timeout=400, check=False)
         assert ran.returncode == 0, ran.stderr[-3000:]
         x = 0.01 * torch.arange(batch * length * models.WIDTH).float().reshape(batch, length, models.WIDTH)
         got = torch.tensor([float(line) for line in ran.stdout.split()]).reshape(x.shape)

@@ -36,7 +36,7 @@ def rows() -> list[audit.AuditRow]:
     return audit.run_audit(CASES, jobs=2, python=os.environ.get("FUSED_OPS_TEST_PYTHON"))
 
 
-@pytest.mark.slow
+@pytest.mark.xdist_group("audit")  # one process compiles
 @pytest.mark.parametrize(("kernel", "arch"), GROUPS, ids=[f"{k}-sm{a}" for k, a in GROUPS])
 def test_compiled_kernels_pass_the_gate(rows: list[audit.AuditRow], kernel: str, arch: int) -> None:
     group = [row for row in rows if (row.kernel, row.arch) == (kernel, arch)]
@@ -100,7 +100,7 @@ def test_clusters_are_audited_where_they_are() -> None:
     assert all(case["min_triton"] is None for case in CASES if case["num_ctas"] == 1)
 
 
-@pytest.mark.slow
+@pytest.mark.xdist_group("audit")
 def test_each_program_of_a_cluster_moves_its_part_only(rows: list[audit.AuditRow]) -> None:
     clusters = [(row, case) for row, case in zip(rows, CASES) if case["num_ctas"] > 1 and not row.skipped]
     if not clusters:
