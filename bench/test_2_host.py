@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fused_ops import REGISTRY
+
 from .record import Recorder, spread
 from .timing import synchronize
 
@@ -23,6 +25,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 M, N = 4, 64
 ROUNDS, CALLS, WARMUP_ROUNDS = 40, 200, 5
 TIMER = time.perf_counter if DEVICE == "cuda" else time.thread_time
+PAIR_CALLS, PAIR_ROUNDS, PAIR_M = 150, 60, 8
 MECHANISMS = ("eager", "autograd.Function", "custom_op", "ours")
 
 
@@ -114,3 +117,49 @@ def test_host(op: str, grad: bool, mechanism: str, benchmark: Any, recorder: Rec
         role="ours" if mechanism == "ours" else "peer", configuration=f"{DEVICE}; {TIMER.__name__}; {CALLS} calls a sample",
         status="ok", method="loop", **{"pass": "train_fwd" if grad else "fwd"}, **spread(benchmark.stats.stats.data),
     )  # fmt: skip
+
+
+def _pair(op: str, grad: bool) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Ours and ATen's on the same tensors of PAIR_M rows; "linear_gelu" is linear with that activation."""
+    shapes = {"softmax": [], "layer_norm": [(N,), (N,)], "linear": [(N, N), (N,)], "linear_gelu": [(N, N), (N,)]}[op]
+    x, *parameters = (torch.randn(*shape, device=DEVICE, requires_grad=grad) for shape in ((PAIR_M, N), *shapes))
+    args: tuple[Any, ...] = {"softmax": (x, -1), "layer_norm": (x, (N,), *parameters)}.get(op, (x, *parameters))
+    spec = REGISTRY[op.removesuffix("_gelu")]
+    gelu = ("gelu",) if op.endswith("_gelu") else ()
+    aten = {"linear": F.linear, "linear_gelu": lambda *args: F.gelu(F.linear(*args))}.get(op, spec.torch_fn)
+    return lambda: spec.public(*args, *gelu), lambda: aten(*args)
+
+
+@pytest.mark.benchmark(timer=TIMER)
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("op", ["softmax", "layer_norm", "linear", "linear_gelu"])
+def test_ratio(op: str, grad: bool, benchmark: Any, recorder: Recorder) -> None:
+    """Ours over ATen's: the two alternate, so that a busy machine slows both, and each counts by the least of its rounds."""
+    ours, aten = _pair(op, grad)
+    samples: dict[str, list[float]] = {"ours": [], "eager": []}
+
+    def one_round() -> None:
+        for name, call in (("ours", ours), ("eager", aten)):
+            start = TIMER()
+            for _ in range(PAIR_CALLS):
+                call()
+            samples[name].append((TIMER() - start) / PAIR_CALLS)
+            synchronize(DEVICE)
+
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(ours(), aten(), rtol=1e-3, atol=1e-3)
+        one_round()
+        [times.clear() for times in samples.values()]
+        benchmark.group = f"host-ratio-{'grad' if grad else 'no_grad'}"
+        benchmark.pedantic(one_round, rounds=PAIR_ROUNDS)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    ratio = min(samples["ours"]) / min(samples["eager"])
+    benchmark.extra_info |= {"ours_over_aten": round(ratio, 3)}
+    for name, times in samples.items():
+        recorder.add(
+            op=op, case=f"{PAIR_M}x{N}", dtype="fp32", kind="host", provider=name, shape=f"{PAIR_M}x{N}",
+            role="ours" if name == "ours" else "peer", method="alternating loop", status="ok",
+            configuration=f"{DEVICE}; {TIMER.__name__}; least of rounds: ours takes {ratio:.2f} of ATen's",
+            **{"pass": "train_fwd" if grad else "fwd"}, **spread(times),
+        )  # fmt: skip
