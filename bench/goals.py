@@ -15,7 +15,7 @@ COMPILE = ("compile", "compile-max-autotune")
 
 @dataclass(frozen=True)
 class Goal:
-    """least: the smallest ratio to the best of peers (all peers where empty), or with of_limit the smallest % of the limit."""
+    """One goal. least: the smallest ratio to the best of peers (all, if empty), or with of_limit the least % of the limit."""
 
     ops: tuple[str, ...]
     passes: tuple[str, ...]

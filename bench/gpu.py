@@ -1,4 +1,4 @@
-"""The steps of bench/gpu.sh: each a process of its own with a time limit, its log kept, the summary rewritten after it."""
+"""The steps of bench/gpu.sh. Each runs in its own process with a time limit; the summary is rewritten after each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ GRACE_S = 20.0  # between the moment that measuring stops and the step's limit, 
 
 @dataclass(frozen=True)
 class Step:
-    """limit_s: the most it may take. measures: a bench file, which gets the CSV, the JSON and a budget. needs: a program."""
+    """One step of a GPU run.
+
+    limit_s: the most seconds it may take. measures: the step runs a bench file, which gets the CSV, the JSON and a budget.
+    needs: a program without which the step is skipped.
+    """
 
     name: str
     what: str
@@ -53,7 +57,7 @@ STEPS = (
     Step("host", "host time of a call", (*BENCH, "bench/test_2_host.py"), 30, measures=True),
     Step(MATRIX, "every op, case, pass and provider, in priority order", (*BENCH, "bench/test_3_matrix.py"), 0, measures=True),
     Step("models", "MiniLM, a GPT-2 block and a ViT block: inference and a training step", (*BENCH, "bench/test_4_models.py"), 75, measures=True),
-    Step("tensorrt", "does TensorRT for RTX run here?", (sys.executable, "-m", "bench.tensorrt_probe"), 30),
+    Step("tensorrt", "tensorrt probe: build an engine with TensorRT for RTX, and run it", (sys.executable, "-m", "bench.tensorrt_probe"), 30),
 )  # fmt: skip
 AFTER_MATRIX = ("models", "tensorrt")
 
@@ -133,9 +137,9 @@ class Run:
 
     def write(self) -> None:
         """summary.md and benchmark.json as they stand."""
-        facts = "\n".join(f"- {k}: {v}" for k, v in environment().items() if v)
+        machine = "\n".join(f"- {k}: {v}" for k, v in environment().items() if v)
         table = "\n".join(["| step | time | result |", "|---|---|---|", *self.lines])
-        (self.out / "summary.md").write_text(f"# GPU run\n\n{facts}\n\n{table}\n")
+        (self.out / "summary.md").write_text(f"# GPU run\n\n{machine}\n\n{table}\n")
         merge_json(sorted(self.parts.glob("*.json")), self.out / "benchmark.json")
 
     def report(self) -> None:

@@ -35,7 +35,7 @@ def l2_bytes(device: str) -> int:
 
 
 def sets_needed(task: Task, device: str) -> tuple[int, bool]:
-    """(number of argument sets, whether they are together at least twice L2: a cold measurement)."""
+    """(number of argument sets, whether they hold at least twice as many bytes as L2 together, so that calls are cold)."""
     moved = max(task.spec.bench.bytes(task.case)[0], 1)
     l2 = l2_bytes(device)
     sets = min(max(2, -(-3 * l2 // moved)), MAX_SETS) if l2 else 1

@@ -1,4 +1,4 @@
-"""One measurement: prepare a provider, hold it to the reference, time it, and say it all in one CSV row."""
+"""One measurement: prepare a provider, compare it with the reference, time it, and record all in one CSV row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Skip(Exception):  # noqa: N818 - no error: a measurement that cannot be ma
 
 @dataclass
 class Bundle:
-    """What all providers of one task share: the argument sets and the reference for the first and the last of them."""
+    """What all providers of one task share: the argument sets, and the reference results for the first and the last set."""
 
     task: Task
     device: str
@@ -55,7 +55,7 @@ class Bundle:
 
 
 def step_of(task: Task, call: Callable[..., Any], arguments: Arguments) -> Step:
-    """The pass over one set of arguments as a function of nothing, which returns its results."""
+    """A function without arguments that runs the pass on one set of arguments and returns its results."""
     args, kwargs, dy = arguments.args, arguments.kwargs, list(arguments.dy)
     leaves = arguments.leaves()
     if task.pass_ == "fwd":
@@ -154,7 +154,7 @@ def describe(task: Task, provider: Provider) -> dict[str, Any]:
 
 
 def release() -> None:
-    """Give memory back between tasks: the graphs' private pools are large."""
+    """Free device memory between tasks: the private pools of CUDA graphs are large."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

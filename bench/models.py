@@ -1,4 +1,4 @@
-"""Models for the end-to-end measurements, in plain torch.nn with random weights: the sizes are real, the weights need not be.
+"""Models for the end-to-end measurements, of torch.nn layers with random weights: the sizes are real, the weights need not be.
 
 Attention is torch's scaled_dot_product_attention for everybody: what is compared is all around it.
 """

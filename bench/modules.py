@@ -1,4 +1,4 @@
-"""The plain torch.nn module that computes what an op's call computes: what is scripted, exported and built into engines."""
+"""The eager baseline as a torch.nn module, for providers that script it, export it or build an engine from it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,15 @@ ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
-def plain_module(work: Workload) -> tuple[nn.Module, Tensor]:
-    """(a module of torch.nn with the workload's parameters, its input). Raises Unsupported for an op without one."""
+def eager_module(work: Workload) -> tuple[nn.Module, Tensor]:
+    """(a module of torch.nn that computes what the op's call computes, its input). Parameters are the workload's.
+
+    Raises:
+        Unsupported: no torch.nn module computes the op.
+    """
     build = _BUILDERS.get(work.op)
     if build is None:
-        raise Unsupported(f"no plain torch.nn module is one {work.op}")
+        raise Unsupported(f"no torch.nn module is one {work.op}")
     with torch.no_grad():
         module = build(*work.args, **work.kwargs)
     return module.to(device=work.device, dtype=work.case.dtype).eval().requires_grad_(False), work.args[0].detach()

@@ -45,7 +45,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Prepared:
-    """call takes the public function's arguments; configuration says how it was set up, for the CSV.
+    """What a provider prepared. call takes the public function's arguments; configuration describes the set-up, for the CSV.
 
     no_graph: why its calls cannot be captured in a CUDA graph of torch's stream; "" when that is to be tried.
     """
@@ -66,12 +66,12 @@ class Provider:
         raise NotImplementedError
 
     def prepare(self, work: Workload) -> Prepared:
-        """Everything that may take long (compiling, tuning, building). Raises Unsupported with the reason."""
+        """Do everything that may take long (compile, tune, build). Raises Unsupported, with the reason, if it cannot."""
         raise NotImplementedError
 
 
 def missing(*modules: str) -> str:
-    """The reason when a module cannot be imported; "" when all can."""
+    """Why the modules cannot be used, naming one that cannot be imported; "" if all can."""
     return next((reason for reason in map(_missing, modules) if reason), "")
 
 
@@ -87,5 +87,5 @@ def _missing(module: str) -> str:
 
 
 def needs_cuda(device: str) -> str:
-    """The reason on a CPU."""
+    """Why a provider that needs CUDA cannot be used on device; "" if it can."""
     return "" if device.startswith("cuda") and torch.cuda.is_available() else "needs a CUDA device"

@@ -21,7 +21,7 @@ COLUMNS = (
     *("bytes", "flops", "gbps", "tflops", "limit_us", "percent_of_limit", "peak_bytes"),
     *("best_peer", "ratio_to_best_peer", "goal", "met"),
 )  # fmt: skip
-"""role is "ours" or "peer". kind: "kernel" (device time), "wall" (time of a call as Python sees it), "host", "startup",
+"""Values of the CSV columns. role is "ours" or "peer". kind: "kernel" (device time), "wall" (time of a call as Python sees it), "host", "startup",
 "roofline". status: "ok", "wrong" (computes something else, not timed), "absent", "unsupported", "skipped", "error"."""
 
 

@@ -1,4 +1,4 @@
-"""What compute-sanitizer watches: every op and every family of kernels, on the samples that stress addressing. It is slow there.
+"""The calls that compute-sanitizer watches: every op and family of kernels, on the sample inputs that stress addressing.
 
 compute-sanitizer --tool memcheck --error-exitcode 86 python3 -m bench.sanitize
 """

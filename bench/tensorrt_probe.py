@@ -1,4 +1,4 @@
-"""Does TensorRT for RTX run on this GPU? Builds an engine, asks for its validity, loads it, runs it, and prints the answers."""
+"""The tensorrt probe: build an engine with TensorRT for RTX, check its validity, run it on this GPU, and print each result."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from .provider import missing
 
 def main() -> int:
     if not torch.cuda.is_available():
-        print("tensorrt question: needs a CUDA device")
+        print("tensorrt probe: needs a CUDA device")
         return 2
     if reason := missing("onnx", "onnxscript", "tensorrt_rtx"):
-        print(f"tensorrt question: not asked: {reason}")
+        print(f"tensorrt probe: not run: {reason}")
         return 0
     import tensorrt_rtx
 
     from fused_ops.export import Engine, build_engine, export_onnx
 
     capability = ".".join(str(n) for n in torch.cuda.get_device_capability())
-    print(f"tensorrt_rtx {tensorrt_rtx.__version__} on {torch.cuda.get_device_name()}, compute capability {capability}")
+    gpu = f"{torch.cuda.get_device_name()}, compute capability {capability}"
+    print(f"tensorrt probe: tensorrt_rtx {tensorrt_rtx.__version__} on {gpu}")
     module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.LayerNorm(64)).eval()
     x = torch.randn(8, 64)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         onnx = export_onnx(module, (x,), folder / "m.onnx")
         for target in ((), "current"):
-            said = f"compute_capability={target or 'default'}"
+            said = f"tensorrt probe: compute_capability={target or 'default'}"
             try:
                 report = build_engine(
                     onnx, folder / "m.engine", backend="tensorrt_rtx", compute_capability=target, progress=False
@@ -48,7 +49,7 @@ def main() -> int:
 
 def _validity(tensorrt_rtx: object, path: Path) -> None:
     runtime = tensorrt_rtx.Runtime(tensorrt_rtx.Logger(tensorrt_rtx.Logger.WARNING))  # type: ignore[attr-defined]
-    print(f"get_engine_validity: {runtime.get_engine_validity(path.read_bytes())}")
+    print(f"tensorrt probe: get_engine_validity: {runtime.get_engine_validity(path.read_bytes())}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @functools.lru_cache(1)
 def _setting(name: str, dtype: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """(the plain model in dtype on the device, an input, the output of the same weights in fp64)."""
+    """(the unfused model in dtype on the device, an input, the output of the same weights in fp64)."""
     model = next(m for m in MODELS if m.name == name)
     module = model.build().eval().requires_grad_(False).to(device=DEVICE, dtype=DTYPES[dtype])
     x = model.inputs(batch, DEVICE, DTYPES[dtype])

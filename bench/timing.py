@@ -19,7 +19,7 @@ WARMUP = 3
 
 
 class DeviceClock:
-    """A clock that only measured device time moves: pytest-benchmark's timer for the kernels' tests."""
+    """pytest-benchmark's timer for kernel times: a clock that moves only by the device times that it is given."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -165,7 +165,8 @@ def run_steps(demo: Demo) -> tuple[list[Row], dict[str, float]]:
     return rows, seconds
 
 
-def facts(demo: Demo) -> dict[str, Any]:
+def run_details(demo: Demo) -> dict[str, Any]:
+    """The report's entries about the run: model, GPU, how the kernels ran, and the versions."""
     import torch
 
     import fused_ops
@@ -202,7 +203,7 @@ def main() -> int:
     report = {
         "passed": not missed,
         "seconds": total,
-        **facts(demo),
+        **run_details(demo),
         "rows": [row.as_dict() for row in rows],
         "step_seconds": seconds,
         "times_ms": demo.times or {},

@@ -33,7 +33,7 @@ def random_batch(batch: int, sequence: int, device: str = "cpu") -> minilm.Batch
 
 
 def compile_rows(model: nn.Module, device: str) -> list[Row]:
-    """One graph for two shapes, no graph break, and the eager fused model's numbers."""
+    """Check torch.compile: one graph for two shapes, no graph break, and the results of the fused model without compile."""
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
@@ -75,7 +75,7 @@ def onnx_rows(model: nn.Module, path: Path, layer_norms: int) -> list[Row]:
 
 
 def pair_rows(path: Path) -> list[Row]:
-    """The exported file's embeddings against the published cosines."""
+    """Check the exported ONNX file: the cosines of its embeddings are the published ones."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -90,7 +90,7 @@ def pair_rows(path: Path) -> list[Row]:
 
 
 def engine_rows(onnx_path: Path, path: Path, weights: int, progress: Callable[..., bool]) -> list[Row]:
-    """An engine from the ONNX file. Without a GPU it is built and hashed, and cannot be run: the note says so."""
+    """Build an engine from the ONNX file. Without a GPU it is built and hashed but not run, and the note says so."""
     import hashlib
 
     shapes = [(1, 1), (8, 128), (64, MAX_SEQUENCE)]
@@ -119,7 +119,7 @@ torch.save([result[0] for result in results], sys.argv[3])
 
 
 def script_rows(model: nn.Module, path: Path) -> list[Row]:
-    """Traced, saved, and run at other shapes by a process in which fused_ops cannot be imported."""
+    """Trace and save the model, and run the file at other shapes in a process in which fused_ops cannot be imported."""
     export_torchscript(model, minilm.pair_batch(), path, mode="trace")
     batches = [minilm.pair_batch(), random_batch(3, 17)]
     inputs, outputs = path.with_suffix(".inputs"), path.with_suffix(".outputs")

@@ -63,7 +63,7 @@ def counting() -> Iterator[Counter[str]]:
 
 
 def operator_rows(step: str, check: str, calls: Counter[str], direction: str, expected: int, note: str) -> list[Row]:
-    """As many operator calls as expected; without a GPU each must have been a kernel in the interpreter, and not ATen."""
+    """Rows that check the number of operator calls and, without a GPU, that each ran a kernel in the interpreter, not ATen."""
     rows = [Row(step, check, calls[direction], "==", expected, note)]
     if not torch.cuda.is_available():
         rows.append(Row(step, "kernels interpreted", calls["interpreted"], ">=", calls["fwd"] + calls["bwd"], "not ATen"))
@@ -78,7 +78,7 @@ def gradients(model: nn.Module, batch: minilm.Batch) -> tuple[float, dict[str, T
 
 
 def worst_gradient(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest |ours - theirs| / |theirs| over the parameters, as norms, and whose it is."""
+    """(largest |ours - theirs| / |theirs| over the parameters' gradients, as norms; the name of that parameter)."""
     if ours.keys() != theirs.keys():
         return float("inf"), f"gradients for different parameters: {sorted(ours.keys() ^ theirs.keys())}"
     total = float(torch.stack([g.norm() for g in theirs.values()]).norm())
@@ -87,12 +87,12 @@ def worst_gradient(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[
     return errors[worst], worst
 
 
-def embed_rows(model: nn.Module, batch: minilm.Batch, plain: Tensor, fused_modules: int) -> list[Row]:
+def embed_rows(model: nn.Module, batch: minilm.Batch, eager: Tensor, fused_modules: int) -> list[Row]:
     with torch.no_grad(), counting() as calls:
         embeddings = minilm.pooled(model(**batch).last_hidden_state, batch["attention_mask"])
     rows = [
         *operator_rows(EMBED, "fused operators run", calls, "fwd", fused_modules, "one for each fused module"),
-        Row(EMBED, "max |fused - unfused|", float((embeddings - plain).abs().max()), "<=", 1e-5, "unit vectors, fp32"),
+        Row(EMBED, "max |fused - unfused|", float((embeddings - eager).abs().max()), "<=", 1e-5, "unit vectors, fp32"),
     ]
     for (first, _), cosine, published in zip(minilm.PAIRS, minilm.cosines(embeddings), minilm.PUBLISHED):
         note = f"{cosine:.6f}, published {published}: {first}"
@@ -100,17 +100,17 @@ def embed_rows(model: nn.Module, batch: minilm.Batch, plain: Tensor, fused_modul
     return rows
 
 
-def train_rows(model: nn.Module, batch: minilm.Batch, plain: tuple[float, dict[str, Tensor]], fused_modules: int) -> list[Row]:
+def train_rows(model: nn.Module, batch: minilm.Batch, eager: tuple[float, dict[str, Tensor]], fused_modules: int) -> list[Row]:
     with counting() as calls:
         loss, grads = gradients(model, batch)
-    error, worst = worst_gradient(grads, plain[1])
+    error, worst = worst_gradient(grads, eager[1])
     operators = fused_modules + sum(isinstance(m, FusedLinear) and m.activation is not None for m in model.modules())
     print(STAGES[3], flush=True)
     torch.optim.SGD(model.parameters(), lr=LEARNING_RATE).step()
     with torch.no_grad():
         after = float(minilm.loss_of(model, batch))
     return [
-        Row(TRAIN, "|loss - unfused loss|", abs(loss - plain[0]), "<=", 1e-6, f"loss {loss:.6f}"),
+        Row(TRAIN, "|loss - unfused loss|", abs(loss - eager[0]), "<=", 1e-6, f"loss {loss:.6f}"),
         *operator_rows(TRAIN, "fused backward operators run", calls, "bwd", operators, "one a module, two with an activation"),
         Row(TRAIN, "parameters with a gradient", len(grads), "==", len(list(model.parameters()))),
         Row(TRAIN, "gradients' largest relative error", error, "<=", 1e-4, f"worst: {worst}"),
@@ -142,13 +142,13 @@ def main(device: str, out: str) -> None:
     print(STAGES[0], flush=True)
     model, batch = minilm.load(device), minilm.pair_batch(device)
     with torch.no_grad():
-        plain = minilm.pooled(model(**batch).last_hidden_state, batch["attention_mask"])
-    plain_step = gradients(model, batch)
+        eager = minilm.pooled(model(**batch).last_hidden_state, batch["attention_mask"])
+    eager_step = gradients(model, batch)
     fused_modules = len(fuse(model, strict=True).fused)
     print(STAGES[1], flush=True)
-    rows = embed_rows(model, batch, plain, fused_modules)
+    rows = embed_rows(model, batch, eager, fused_modules)
     print(STAGES[2], flush=True)
-    rows += train_rows(model, batch, plain_step, fused_modules)
+    rows += train_rows(model, batch, eager_step, fused_modules)
     times = speed_notes(model, batch) if device == "cuda" else {}
     Path(out).write_text(json.dumps({"rows": [asdict(row) for row in rows], "times": times}))
 

@@ -1,4 +1,4 @@
-"""Who is measured. Each provider says whether it can run here, and prepares one case; nothing else is asked of it."""
+"""The providers that are measured. Each says whether it can run here, and prepares the call for one case."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROVIDERS: tuple[Provider, ...] = (
     OursRecompute(),
     Ours(),
 )
-"""In the order they run: ours last, so that its row carries the ratio to peers already measured."""
+"""The providers in the order they run: ours last, so that its row has the ratio to the peers measured before."""
 
 
 def by_name(name: str) -> Provider:

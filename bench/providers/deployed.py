@@ -1,4 +1,4 @@
-"""What serves an exported model: ONNX Runtime and TensorRT, on the ONNX file that our own export writes."""
+"""Runtimes that serve an exported model: ONNX Runtime and TensorRT, on the ONNX file that our own export writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modules import plain_module
+from ..modules import eager_module
 from ..provider import Prepared, Provider, Unsupported, Workload, missing, needs_cuda
 
 ORT_DTYPES = {torch.float32: np.float32, torch.float16: np.float16}
@@ -43,7 +43,7 @@ class OnnxRuntime(Provider):
         work.inference_only("ONNX Runtime")
         if work.case.dtype not in ORT_DTYPES:
             raise Unsupported(f"ONNX Runtime is fed fp32 and fp16 here, not {work.case.dtype}")
-        module, x = plain_module(work)
+        module, x = eager_module(work)
         with tempfile.TemporaryDirectory() as folder:
             session = ort_session(export(module, x, folder), work.device)
         y = torch.empty_like(module(x))
@@ -92,7 +92,7 @@ class TensorRT(Provider):
         work.inference_only("TensorRT")
         from fused_ops.export import Engine, build_engine
 
-        module, x = plain_module(work)
+        module, x = eager_module(work)
         with tempfile.TemporaryDirectory() as folder:
             path = export(module, x, folder)
             report = build_engine(path, Path(folder) / "model.engine", progress=False)

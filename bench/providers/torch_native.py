@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..modules import plain_module
+from ..modules import eager_module
 from ..provider import Prepared, Provider, Unsupported, Workload, needs_cuda
 
 SCRIPT_WARMUPS = 3
 
 
 class Eager(Provider):
-    """The torch.nn.functional calls that users write today."""
+    """The eager baseline: the torch.nn.functional calls that users write today."""
 
     name = "eager"
 
@@ -65,7 +65,7 @@ class Checkpoint(Provider):
 
 
 class TorchScript(Provider):
-    """The plain module, scripted, in eval, frozen, and warmed up so that the fuser has specialised it."""
+    """The eager baseline's module, scripted, in eval, frozen, and warmed up so that the fuser has specialised it."""
 
     name = "torchscript"
 
@@ -74,7 +74,7 @@ class TorchScript(Provider):
 
     def prepare(self, work: Workload) -> Prepared:
         work.inference_only("a frozen TorchScript module")
-        module, x = plain_module(work)
+        module, x = eager_module(work)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.jit is deprecated, and still what some deploy
             scripted = torch.jit.freeze(torch.jit.script(module.eval()))

@@ -1,4 +1,4 @@
-"""The same providers for a whole model: each takes a plain torch.nn module and gives back a function of its input."""
+"""The same providers for a whole model: each takes an unfused torch.nn module and gives back a function of its input."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ Run = Callable[[Tensor], Tensor]
 
 
 class ModelProvider:
-    """name, role as for an op's provider; prepare may change the module, which is the caller's copy.
+    """A provider for whole models. name and role are as for an op's provider.
 
+    prepare: gets a copy of the module, which it may change, and an input; returns the function to time and a configuration.
     tier: providers of a lower tier are ready sooner, and are measured on every case before those of the next.
     """
 
