@@ -248,8 +248,8 @@ def test_a_kernel_that_writes_too_far_is_caught(monkeypatch: pytest.MonkeyPatch)
 
     plan = softmax_launch._fwd_plan
 
-    def wrong(*facts: Any) -> Planned:
-        right = plan(*facts)
+    def wrong(*arguments: Any) -> Planned:
+        right = plan(*arguments)
         return Planned(right.device, right.kernel, right.grid, (*right.sizes[:-1], right.sizes[-1] + 8), right.options)
 
     monkeypatch.setattr(softmax_launch, "_fwd_plan", wrong)
