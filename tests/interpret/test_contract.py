@@ -29,12 +29,12 @@ def red_zones(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     empty = torch.empty
 
     def guarded(*shape: Any, **kwargs: Any) -> Tensor:
-        plain = empty(*shape, **kwargs)
-        if not plain.is_floating_point() or plain.device.type != "cpu":
-            return plain
-        buffer = torch.full((plain.numel() + 2 * GUARD,), SENTINEL, dtype=plain.dtype)
+        unguarded = empty(*shape, **kwargs)
+        if not unguarded.is_floating_point() or unguarded.device.type != "cpu":
+            return unguarded
+        buffer = torch.full((unguarded.numel() + 2 * GUARD,), SENTINEL, dtype=unguarded.dtype)
         buffers.append(buffer)
-        inner = buffer.as_strided(plain.shape, plain.stride(), GUARD)
+        inner = buffer.as_strided(unguarded.shape, unguarded.stride(), GUARD)
         return inner.fill_(float("nan"))
 
     monkeypatch.setattr(torch, "empty", guarded)

@@ -1,4 +1,4 @@
-"""explain() names what a call runs, and agrees with what runs; notices appear once."""
+"""explain() names what a call runs, and agrees with what runs; fallbacks warn once."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_limits_come_from_the_data_sheets_formula(monkeypatch: pytest.MonkeyPatc
     assert explain_module.limit_of(torch.empty(1)) is None
 
 
-def test_a_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fallback_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     backend_module.warn_once.cache_clear()
     for _ in range(3):
         backend_module.warn_once("layer_norm", backend_module.NO_FP64)
@@ -140,7 +140,7 @@ def test_a_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     assert messages[0].startswith("fused_ops: layer_norm: there is no float64 kernel; ATen runs instead")
 
 
-def test_float64_kernels_fall_back_with_a_notice() -> None:
+def test_float64_kernels_fall_back_and_warn_once() -> None:
     code = (
         "import torch, fused_ops\n"
         "x = torch.randn(3, 4, dtype=torch.float64)\n"
