@@ -29,7 +29,7 @@ PAIR_CALLS, PAIR_ROUNDS, PAIR_M = 150, 60, 8
 MECHANISMS = ("eager", "autograd.Function", "custom_op", "ours")
 
 
-def _plain(op: str) -> Callable[..., Tensor]:
+def _eager(op: str) -> Callable[..., Tensor]:
     if op == "softmax":
         return lambda x: F.softmax(x, -1)
     if op == "layer_norm":
@@ -48,14 +48,14 @@ def _ours(op: str) -> Callable[..., Tensor]:
 
 
 def _function(op: str) -> Callable[..., Tensor]:
-    """The plain call inside a torch.autograd.Function in ctx style. Its backward is never run."""
-    plain = _plain(op)
+    """The eager call inside a torch.autograd.Function in ctx style. Its backward is never run."""
+    eager = _eager(op)
 
     class Wrapped(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Tensor) -> Tensor:
             ctx.save_for_backward(*args)
-            return plain(*args)
+            return eager(*args)
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor) -> Any:
@@ -65,14 +65,14 @@ def _function(op: str) -> Callable[..., Tensor]:
 
 
 def _custom_op(op: str) -> Callable[..., Tensor]:
-    """The plain call behind torch.library.custom_op, with an autograd formula registered as its documentation shows."""
-    plain = _plain(op)
+    """The eager call behind torch.library.custom_op, with an autograd formula registered as its documentation shows."""
+    eager = _eager(op)
 
     def one(x: Tensor) -> Tensor:
-        return plain(x)
+        return eager(x)
 
     def three(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return plain(x, w, b)
+        return eager(x, w, b)
 
     made = torch.library.custom_op(f"fused_ops_bench::{op}", one if op == "softmax" else three, mutates_args=())
     made.register_autograd(lambda ctx, dy: None, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
@@ -83,7 +83,7 @@ _CALLS: dict[tuple[str, str], Callable[..., Tensor]] = {}
 
 
 def _call(op: str, mechanism: str) -> Callable[..., Tensor]:
-    make = {"eager": _plain, "autograd.Function": _function, "custom_op": _custom_op, "ours": _ours}[mechanism]
+    make = {"eager": _eager, "autograd.Function": _function, "custom_op": _custom_op, "ours": _ours}[mechanism]
     if (op, mechanism) not in _CALLS:
         _CALLS[op, mechanism] = make(op)
     return _CALLS[op, mechanism]
@@ -102,7 +102,7 @@ def test_host(op: str, grad: bool, mechanism: str, benchmark: Any, recorder: Rec
         else (x, torch.randn(*((N, N) if op == "linear" else (N,)), device=DEVICE), torch.randn(N, device=DEVICE))
     )
     out = call(*args)
-    torch.testing.assert_close(out, _plain(op)(*args), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(out, _eager(op)(*args), rtol=1e-3, atol=1e-3)
     assert out.requires_grad is grad
     benchmark.group = f"host-{op}-{'grad' if grad else 'no_grad'}"
     with torch.set_grad_enabled(grad):
