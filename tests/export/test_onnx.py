@@ -130,9 +130,9 @@ class Table(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         y, mean, rstd = torch.ops.fused_ops.layer_norm_fwd(x, self.weight, None, 1e-5)
-        plain = torch.ops.fused_ops.layer_norm_fwd(x, None, None, 1e-5)[0]
+        normalised = torch.ops.fused_ops.layer_norm_fwd(x, None, None, 1e-5)[0]
         outputs = [fused_linear(y, self.up.weight, self.up.bias, activation) for activation in ACTIVATIONS]
-        return (*outputs, fused_softmax(plain, dim=1), mean, rstd)
+        return (*outputs, fused_softmax(normalised, dim=1), mean, rstd)
 
 
 @pytest.mark.parametrize("opset", [18, 20, 24])
