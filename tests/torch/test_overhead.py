@@ -53,6 +53,8 @@ LIMITS: dict[tuple[str, str], tuple[Calls, ...]] = {
     ("layer_norm_fp8", "rows(37, 63)"): (Calls(19, 42),),
 }
 OTHERS = (Calls(40, 70), Calls(45, 75), Calls(20, 70))
+# The numbers were counted under Python 3.11. Which built-in functions report a call differs between versions of Python.
+C_SLACK = 0 if sys.version_info[:2] == (3, 11) else 4
 
 
 def _is_ours(frame: FrameType | None) -> bool:
@@ -114,7 +116,7 @@ def over(limits: tuple[Calls, ...], stages: list[Callable[[], Any]]) -> list[str
     found = []
     for stage, limit, function in zip(STAGES, limits, stages):
         made, names = calls_of(function)
-        if made.python > limit.python or made.all > limit.all:
+        if made.python > limit.python or made.all > limit.all + C_SLACK:
             found.append(f"{stage}: {made}, at most {limit}: {' '.join(names)}")
     return found
 
