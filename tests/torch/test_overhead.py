@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed.tensor  # once loaded, these two are looked at by every call that takes no fast path: loaded before
+import torch.utils.flop_counter  # anything is counted, so that the tests that ran before make no difference
 
 import fused_ops
 from fused_ops._runtime.settings import INTERPRET
@@ -47,8 +49,8 @@ LIMITS: dict[tuple[str, str], tuple[Calls, ...]] = {
     ("layer_norm", "rows(37, 63)"): (Calls(5, 12), Calls(9, 21), Calls(5, 28)),
     ("linear", "None"): (Calls(6, 14), Calls(11, 23), Calls(9, 22)),
     ("linear", "gelu"): (Calls(6, 15), Calls(11, 24), Calls(13, 37)),
-    ("gated_linear", "silu"): (Calls(34, 55), Calls(38, 57), Calls(12, 43)),
-    ("mlp", "gelu"): (Calls(34, 58), Calls(38, 60), Calls(15, 47)),
+    ("gated_linear", "silu"): (Calls(34, 56), Calls(38, 58), Calls(12, 43)),
+    ("mlp", "gelu"): (Calls(34, 59), Calls(38, 61), Calls(15, 47)),
     ("linear_fp8", "gelu"): (Calls(22, 46),),
     ("layer_norm_fp8", "rows(37, 63)"): (Calls(19, 42),),
 }
