@@ -72,6 +72,7 @@ def _print(found: dict[str, Any], problems: list[str]) -> None:
     machine += [
         (name, ", ".join(value) or "none" if isinstance(value, list) else value) for name, value in found["settings"].items()
     ]
+    machine.append(("launches", "{way}: {reason}".format(**found["launches"])))
     table("Installation", ("", ""), machine)
     ops = [(o["op"], o["device"], o["backend"], o["reason"], o["when_compiling"]) for o in found["ops"]]
     table("Ops", ("op", "tensors on", "runs", "why", "under torch.compile"), ops)

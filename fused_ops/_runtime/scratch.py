@@ -1,8 +1,9 @@
 """Global scratch for kernels that make TMA descriptors: Triton asks for it at every launch, through a settable allocator.
 
-An allocation a launch would cost 1-2 µs of host time and an allocator entry. Each (device, stream) keeps one buffer
-instead: launches on a stream run in order, and every program writes its descriptors before it reads them. During CUDA
-graph capture each launch gets memory of the graph's own, for a replay may run on another stream than the capture.
+Each launch gets memory of its own from PyTorch's caching allocator, and nothing is kept beyond the launch. A buffer that
+stayed would be wrong inside a CUDA graph, and could not be told apart from one: `torch.compile(mode="reduce-overhead")` runs
+its warm-up outside a capture, but in the graph's private pool, and raises where memory of that pool lives on unseen. Memory
+given back after a launch is safe: the allocator hands it to later work of the same stream only, which runs after it.
 """
 
 from __future__ import annotations
@@ -12,22 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LEAST_BYTES = 1 << 18  # above what any launch here asks for: 640 bytes of descriptors for each of 148 programs
-
-_buffers: dict[tuple[int, int], Tensor] = {}
-
 
 def scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Scratch memory of at least size bytes on the current device, for one launch on a stream; aligned to 512 bytes."""
-    device = torch.cuda.current_device()
-    if torch.cuda.is_current_stream_capturing():
-        return torch.empty((size,), dtype=torch.int8, device=device)
-    key = (device, stream or 0)
-    buffer = _buffers.get(key)
-    if buffer is None or buffer.numel() < size:
-        buffer = torch.empty((max(size, LEAST_BYTES),), dtype=torch.int8, device=device)
-        _buffers[key] = buffer
-    return buffer
+    """Uninitialised memory of size bytes on the current device, for one launch on its current stream.
+
+    alignment: in bytes, at most the 512 that the caching allocator gives. stream: the current one, where Triton launches.
+    """
+    return torch.empty((size,), dtype=torch.int8, device=torch.cuda.current_device())
 
 
 def ensure_allocator() -> None:

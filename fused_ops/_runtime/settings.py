@@ -13,6 +13,7 @@ def _switch(name: str, default: str = "0") -> bool:
 
 
 BACKEND = os.environ.get("FUSED_OPS_BACKEND", "auto")  # "auto", "triton" or "aten"
+LAUNCH = os.environ.get("FUSED_OPS_LAUNCH", "auto")  # "auto", or "triton": every launch through kernel[grid]
 INTERPRET = _switch("TRITON_INTERPRET")  # CPU tensors run the kernels in Triton's interpreter
 NVTX = _switch("FUSED_OPS_NVTX")  # an NVTX range around every raw operator
 INLINE = _switch("FUSED_OPS_INLINE")  # AOTAutograd traces into the launches
@@ -20,6 +21,8 @@ CLUSTER = _switch("FUSED_OPS_CLUSTER", "1")  # long rows may run as clusters
 COMPILE_WITH_ATEN = frozenset(filter(None, os.environ.get("FUSED_OPS_COMPILE_WITH_ATEN", "").replace(" ", "").split(",")))
 if BACKEND not in ("auto", "triton", "aten"):
     raise ValueError(f"FUSED_OPS_BACKEND: got {BACKEND!r}, allowed are 'auto', 'triton', 'aten'")
+if LAUNCH not in ("auto", "triton"):
+    raise ValueError(f"FUSED_OPS_LAUNCH: got {LAUNCH!r}, allowed are 'auto', 'triton'")
 
 
 def user_folder() -> Path:

@@ -13,6 +13,7 @@ import torch
 
 from .._runtime import settings
 from .._runtime.backend import chosen
+from .._runtime.launch_path import launch_path
 from .._torch.compile import COMPILE_WITH_ATEN
 from .._torch.spec import FORWARD_ONLY, REGISTRY
 
@@ -37,9 +38,10 @@ def installation() -> dict[str, Any]:
         "settings": {
             "FUSED_OPS_BACKEND": settings.BACKEND, "TRITON_INTERPRET": settings.INTERPRET,
             "FUSED_OPS_NVTX": settings.NVTX, "FUSED_OPS_INLINE": settings.INLINE,
-            "FUSED_OPS_CLUSTER": settings.CLUSTER,
+            "FUSED_OPS_CLUSTER": settings.CLUSTER, "FUSED_OPS_LAUNCH": settings.LAUNCH,
             "FUSED_OPS_COMPILE_WITH_ATEN": sorted(name for name, on in COMPILE_WITH_ATEN.items() if on),
         },
+        "launches": dict(zip(("way", "reason"), launch_path())),
         "ops": ops,
         "exports": _exports(),
         "caches": _caches(),

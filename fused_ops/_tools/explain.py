@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .._runtime.backend import chosen
 from .._runtime.device import KERNEL_DTYPES
 from .._runtime.launch import recorded
+from .._runtime.launch_path import launch_path
 from .._torch.compile import COMPILE_WITH_ATEN
 from .._torch.spec import FORWARD_ONLY, REGISTRY, OpSpec
 
@@ -40,6 +41,7 @@ class Explanation:
     backend: "triton", "interpreter" or "aten", and reason why. steps: kernels in order, as (name, grid, configuration); ATen's
     own products among them with grid 0. bytes: inputs read once and outputs written once. flops: of the products, 0 where
     there is none. seconds: the larger of bytes and flops over the GPU's limits, a prediction; None without a GPU.
+    launches: which way the kernels are launched and why, "fast path" or "kernel[grid]"; empty where no compiled kernel is.
     """
 
     op: str
@@ -54,6 +56,7 @@ class Explanation:
     limit: Limit | None = None
     seconds: float | None = None
     notes: tuple[str, ...] = field(default=())
+    launches: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The fields, JSON-serialisable."""
@@ -62,6 +65,8 @@ class Explanation:
     def __str__(self) -> str:
         shapes = " ".join(str(tuple(shape)) for shape in self.shapes)
         lines = [f"{self.op}: {shapes} {self.dtype} on {self.device}", f"  runs      {self.backend}: {self.reason}"]
+        if self.launches:
+            lines.append(f"  launched  by {self.launches}")
         for name, grid, config in self.steps:
             text = " ".join(f"{key}={value}" for key, value in config.items())
             lines.append(f"  kernel    {name} grid={grid} {text}" if grid else f"  library   {name}")
@@ -160,6 +165,7 @@ def explain(op: Callable[..., Tensor] | str, *args: Any, **kwargs: Any) -> Expla
     return Explanation(
         spec.name, str(x.device), str(x.dtype)[6:], tuple(tuple(t.shape) for t in inputs), backend, reason,
         tuple(_step(*launch) for launch in launches), moved, flops, limit, seconds, tuple(notes),
+        ": ".join(launch_path()) if backend == "triton" else "",
     )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from fused_ops import fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
-from fused_ops._runtime import scratch
 from fused_ops._runtime import settings as settings_module
 from fused_ops._torch.spec import FORWARD_ONLY, Expected
 from fused_ops.kernels.linear.linear_config import linear_config
@@ -288,24 +287,6 @@ def test_tf32_follows_torch(settings: list[str], expected: str) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert " ".join(out.split()) == expected
-
-
-def test_scratch_is_kept_by_stream_and_never_shared_with_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    capturing = False
-    empty = torch.empty
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(torch, "empty", lambda *a, device=None, **kw: empty(*a, **kw))
-    monkeypatch.setattr(scratch, "_buffers", {})
-    first = scratch.scratch(1000, 128, 7)
-    assert scratch.scratch(2000, 128, 7) is first
-    assert scratch.scratch(1000, 128, 8) is not first
-    larger = scratch.scratch(10 * scratch.LEAST_BYTES, 128, 7)
-    assert larger.numel() == 10 * scratch.LEAST_BYTES
-    capturing = True
-    captured = scratch.scratch(1000, 128, 7)
-    assert captured is not larger
-    assert scratch.scratch(1000, 128, 7) is not captured
 
 
 @pytest.mark.parametrize("family", ["linear", "linear_relu", "gated_linear", "mlp", "mlp_recompute", "mlp_relu"])

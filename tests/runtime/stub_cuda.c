@@ -11,7 +11,8 @@ static struct {
   unsigned long long values[MAX_PARAMS];
 } last;
 static int sizes[MAX_PARAMS], expected;
-static long launches;
+static long launches, unloaded;
+static CUresult refusing = CUDA_SUCCESS;
 static unsigned long long next_function = 0x1000;
 
 /* The tests say how many bytes each parameter of the next kernels has: the driver knows it from the cubin. */
@@ -20,6 +21,8 @@ void stub_expect(int count, const int *bytes) {
   memcpy(sizes, bytes, count * sizeof(int));
 }
 long stub_launches(void) { return launches; }
+long stub_unloaded(void) { return unloaded; }
+void stub_refuse(int error) { refusing = (CUresult)error; } /* every launch from now on, until 0 */
 void stub_last(unsigned long long *out) {
   for (int i = 0; i < 3; i++) out[i] = last.grid[i], out[3 + i] = last.block[i];
   out[6] = last.shared, out[7] = last.stream, out[8] = last.function, out[9] = last.attributes, out[10] = last.cluster;
@@ -28,6 +31,7 @@ void stub_last(unsigned long long *out) {
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **params, void **extra) {
+  if (refusing != CUDA_SUCCESS) return refusing;
   launches++;
   last.grid[0] = config->gridDimX, last.grid[1] = config->gridDimY, last.grid[2] = config->gridDimZ;
   last.block[0] = config->blockDimX, last.block[1] = config->blockDimY, last.block[2] = config->blockDimZ;
@@ -64,9 +68,11 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
 }
 CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute attribute, int value) { return CUDA_SUCCESS; }
 CUresult cuFuncSetCacheConfig(CUfunction f, CUfunc_cache config) { return CUDA_SUCCESS; }
-CUresult cuGetErrorString(CUresult error, const char **text) { return *text = "stub", CUDA_SUCCESS; }
+CUresult cuGetErrorString(CUresult error, const char **text) {
+  return *text = error == CUDA_ERROR_ILLEGAL_ADDRESS ? "an illegal memory access was encountered" : "stub", CUDA_SUCCESS;
+}
 CUresult cuModuleLoadData(CUmodule *module, const void *image) { return *module = (CUmodule)1, CUDA_SUCCESS; }
-CUresult cuModuleUnload(CUmodule module) { return CUDA_SUCCESS; }
+CUresult cuModuleUnload(CUmodule module) { return unloaded++, CUDA_SUCCESS; }
 CUresult cuModuleGetFunction(CUfunction *f, CUmodule module, const char *name) {
   return *f = (CUfunction)(next_function += 0x10), CUDA_SUCCESS;
 }

@@ -42,7 +42,7 @@ class Stub:
 
     def __init__(self) -> None:
         self.library = ctypes.CDLL("libcuda.so.1")
-        self.library.stub_launches.restype = ctypes.c_long
+        self.library.stub_launches.restype = self.library.stub_unloaded.restype = ctypes.c_long
         self.current = threading.local()
         self._install()
 
@@ -73,6 +73,9 @@ class Stub:
 
     def launches(self) -> int:
         return int(self.library.stub_launches())
+
+    def unloaded(self) -> int:
+        return int(self.library.stub_unloaded())
 
     def expect(self, signature: dict[str, str]) -> None:
         """Say what the parameters of the kernels to come are: their Triton types, constexprs aside."""

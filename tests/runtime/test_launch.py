@@ -37,12 +37,12 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _program(stub: Path, triton: str, *command: str) -> dict[str, Any]:
+def _program(stub: Path, triton: str, *command: str, program: str = "stub_driver") -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"LD_LIBRARY_PATH": str(stub), "TRITON_LIBCUDA_PATH": str(stub), "OMP_NUM_THREADS": "1"}
     environment |= {"TRITON_CACHE_DIR": str(stub / (triton.replace("/", "_") or "here"))}
     environment["PYTHONPATH"] = ":".join(filter(None, [triton, str(ROOT), environment.get("PYTHONPATH", "")]))
-    command_line = [sys.executable, "-m", "tests.runtime.stub_driver", *command]
+    command_line = [sys.executable, "-m", f"tests.runtime.{program}", *command]
     done = subprocess.run(command_line, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
@@ -79,6 +79,31 @@ def test_direct_launch_makes_fewer_calls(stub: Path, triton: str) -> None:
             assert 4 * (a - empty) <= b - empty, made
     assert made["direct public"][0] <= PUBLIC[0], made
     assert made["direct public"][1] <= PUBLIC[1], made
+
+
+@pytest.mark.parametrize("triton", TRITONS, ids=lambda path: path or "installed")
+def test_a_refused_launch_is_named_and_kernels_stay_loaded(stub: Path, triton: str) -> None:
+    found = _program(stub, triton, "faults", program="stub_situations")
+    launch = "while launching column_sum_kernel[(2,)] on cpu: part_ptr=float32[4, 64]"
+    for way in ("first", "direct", "late"):
+        assert found[way].startswith("RuntimeError: Triton Error [CUDA]: "), found
+        assert found[way].count(launch) == 1, found
+        for value in ("P=4", "N=64", "stride_pp=64", "BLOCK_P=64", "BLOCK_N=32"):
+            assert value in found[way].split()
+        assert ("CUDA_LAUNCH_BLOCKING=1" in found[way]) == (way == "late")
+    assert found["after"] == ["", 1], "a refused launch spoils nothing"
+    unloads = tuple(map(int, found["triton"].split(".")[:2])) >= (3, 8)
+    assert found["cleared"] == ["", 1, 0, 0], "with Triton's caches cleared, a plan launches its own kernel, still loaded"
+    assert found["let go"] == (1 if unloads else 0), "Triton unloads a kernel that no plan holds"
+    assert found["again"] == ["", 1]
+
+
+@pytest.mark.parametrize("triton", TRITONS, ids=lambda path: path or "installed")
+def test_scratch_lives_as_long_as_a_launch(stub: Path, triton: str) -> None:
+    """Kernels with descriptors, forward and backward: each launch is given one buffer of its size, and none is kept."""
+    found = _program(stub, triton, "scratch", program="stub_situations")
+    for use in ("fwd", "dact"):
+        assert found[use] == [1, [[1, True, True, 0]] * 3], found  # the first of three launches by kernel[grid]
 
 
 def test_nothing_is_launched_on_an_empty_grid() -> None:

@@ -25,7 +25,8 @@ def test_json_holds_everything() -> None:
     done = doctor("--json", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == {"python", "packages", "gpu", "settings", "ops", "exports", "caches", "problems"}
+    assert set(found) == {"python", "packages", "gpu", "settings", "launches", "ops", "exports", "caches", "problems"}
+    assert found["launches"] == {"way": "interpreter", "reason": "TRITON_INTERPRET is set"}
     assert found["packages"]["torch"] == version("torch")
     assert {o["op"] for o in found["ops"]} >= {spec.public.__name__ for spec in REGISTRY.values()}
     if not torch.cuda.is_available():
@@ -37,6 +38,15 @@ def test_json_holds_everything() -> None:
     for target in targets.values():
         assert target["available"] == (not target["missing"])
         assert bool(target["install"]) == (not target["available"])
+
+
+@pytest.mark.parametrize(("value", "way"), [("auto", "fast path"), ("triton", "kernel[grid]")])
+def test_the_way_of_launches_is_told(value: str, way: str) -> None:
+    pytest.importorskip("triton")
+    found = json.loads(doctor("--json", FUSED_OPS_LAUNCH=value).stdout)
+    assert found["settings"]["FUSED_OPS_LAUNCH"] == value
+    assert found["launches"]["way"] == way
+    assert "FUSED_OPS_LAUNCH=triton" in found["launches"]["reason"]
 
 
 def test_text_names_backends_reasons_and_what_to_install() -> None:

@@ -108,6 +108,18 @@ def test_kernels_are_those_that_launch() -> None:
     assert result["double"]["reason"].startswith("no kernel for float64")
 
 
+def test_the_way_of_launches_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose kernels are compiled; where nothing is, there is no way to tell."""
+    x = torch.randn(3, 4)
+    assert explain(fused_softmax, x).launches == ""
+    monkeypatch.setattr(explain_module, "chosen", lambda _: ("triton", "CUDA tensors run the Triton kernels"))
+    for path in (("fast path", "known for Triton 3.6.0"), ("kernel[grid]", "FUSED_OPS_LAUNCH=triton")):
+        monkeypatch.setattr(explain_module, "launch_path", lambda path=path: path)
+        found = explain(fused_softmax, x)
+        assert found.as_json()["launches"] == ": ".join(path)
+        assert f"\n  launched  by {path[0]}: {path[1]}\n" in str(found)
+
+
 def test_limits_come_from_the_data_sheets_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H100 SXM by its clocks: 3.35 TB/s, 989 TFLOP/s bf16, 495 TF32 and 67 fp32, as its data sheet says."""
     h100 = SimpleNamespace(
