@@ -15,11 +15,24 @@ INV_SQRT_2PI = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
 TWO_SQRT_2_OVER_PI = tl.constexpr(1.5957691216057308)  # tanh(u) = 2 sigmoid(2u) - 1 takes the 2 in
 GELU_CUBIC = tl.constexpr(0.044715)  # Hendrycks and Gimpel 2016
 QUICK_GELU_SLOPE = tl.constexpr(1.702)  # Hendrycks and Gimpel 2016
+LOG2_E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x log2 e)
 
 
 @triton.jit
 def _sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _sigmoid_and_slope(x, SCALE: tl.constexpr):
+    """(s, s (1 - s)) for s = sigmoid(SCALE x), SCALE > 0.
+
+    With e = exp(-SCALE |x|) and r = 1 / (1 + e), s is r or e r by x's sign, and s (1 - s) is e r^2: nothing cancels where s
+    is near 1, so an error of exp2 or of the division stays a relative one, however large the factor that follows.
+    """
+    e = tl.exp2(tl.abs(x) * (-SCALE * LOG2_E))
+    r = 1.0 / (1.0 + e)
+    return tl.where(x >= 0.0, r, e * r), e * r * r
 
 
 @triton.jit
@@ -66,18 +79,18 @@ def activation_grad(x, dy, ACT: tl.constexpr):
         cdf = 0.5 * (1.0 + tl.erf(x * SQRT_HALF))
         return dy * (cdf + x * INV_SQRT_2PI * tl.exp(-0.5 * x * x))
     elif ACT == "gelu_tanh":
-        s = _sigmoid((x + x * x * x * GELU_CUBIC) * TWO_SQRT_2_OVER_PI)
+        s, slope = _sigmoid_and_slope(x + x * x * x * GELU_CUBIC, TWO_SQRT_2_OVER_PI)
         inner = (1.0 + x * x * (3.0 * GELU_CUBIC)) * TWO_SQRT_2_OVER_PI
-        return dy * (s + x * s * (1.0 - s) * inner)
+        return dy * (s + x * slope * inner)
     elif ACT == "quick_gelu":
-        s = _sigmoid(x * QUICK_GELU_SLOPE)
-        return dy * (s + x * QUICK_GELU_SLOPE * s * (1.0 - s))
+        s, slope = _sigmoid_and_slope(x, QUICK_GELU_SLOPE)
+        return dy * (s + x * QUICK_GELU_SLOPE * slope)
     elif ACT == "silu":
-        s = _sigmoid(x)
-        return dy * (s + x * s * (1.0 - s))
+        s, slope = _sigmoid_and_slope(x, 1.0)
+        return dy * (s + x * slope)
     elif ACT == "sigmoid":
-        s = _sigmoid(x)
-        return dy * s * (1.0 - s)
+        s, slope = _sigmoid_and_slope(x, 1.0)
+        return dy * slope
     elif ACT == "tanh":
         t = _tanh(x)
         return dy * (1.0 - t * t)

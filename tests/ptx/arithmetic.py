@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +24,41 @@ Function = Callable[..., np.ndarray]
 def flushed(x: np.ndarray) -> np.ndarray:
     """x with subnormals as zeros of their sign: what .ftz does."""
     return np.where(np.abs(x) < SMALLEST, np.copysign(np.float32(0), x), x).astype(np.float32)
+
+
+_error: tuple[int, int] = (0, 0)  # (ulps, sign) of approximate instructions
+
+
+@contextmanager
+def errors(ulps: int, sign: int) -> Iterator[None]:
+    """While active, approximate fp32 instructions (ex2, lg2, rcp, rsqrt, sqrt, tanh, div) miss the exact result by ulps.
+
+    sign: 1 upwards in magnitude, -1 downwards, 0 either way by a hash of the result. PTX documents 2 ulp for ex2 and div.
+    Results that are zero, infinite, NaN or nearly so (beyond 2^-120 and 2^120) stay exact.
+    """
+    global _error
+    before, _error = _error, (ulps, sign)
+    try:
+        yield
+    finally:
+        _error = before
+
+
+def _approximate(function: Function) -> Function:
+    """function of float32 with the errors that are active when it runs."""
+
+    def erring(*operands: np.ndarray) -> np.ndarray:
+        exact = np.asarray(function(*operands), np.float32)
+        ulps, sign = _error
+        if not ulps:
+            return exact
+        bits = exact.view(np.int32)
+        up = (bits.view(np.uint32) * np.uint32(2654435761)) >> np.uint32(31) if sign == 0 else np.uint32(sign > 0)
+        moved = (bits + np.where(up, np.int32(ulps), np.int32(-ulps))).view(np.float32)
+        size = np.abs(exact)
+        return np.where((size > 2.0**-120) & (size < 2.0**120), moved, exact)
+
+    return erring
 
 
 def _float_divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -134,6 +170,8 @@ def arithmetic(op: tuple[str, ...]) -> tuple[Function, str, str] | None:
         function = _permute
     if function is None:
         return None
+    if kind == "f32" and {"approx", "full"} & set(modifiers):
+        function = _approximate(function)
     if "ftz" in modifiers:
         inner = function
         return (lambda *x: flushed(inner(*map(flushed, x)))), kind, result
