@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import time
 from dataclasses import asdict
 from typing import Annotated, Any, Optional
 
@@ -73,33 +76,86 @@ def audit(
 
 def tune(
     kernel: Annotated[str, typer.Option(help="Only kernels whose name contains this, as softmax_fwd.")] = "",
+    dtype: Annotated[
+        Optional[list[str]], typer.Option(help="Element types, as bf16 or bf16,fp32. By default bf16 and fp32.")
+    ] = None,
+    keys: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="Only these: 'headline', or a regular expression found in a name such as softmax_fwd-4096x1024-bf16."
+        ),
+    ] = None,
+    seconds: Annotated[Optional[float], typer.Option(help="Stop after so many seconds; what was measured is kept.")] = None,
     again: Annotated[bool, typer.Option(help="Measure what was measured before, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table of configurations as JSON.")] = False,
 ) -> None:
     """Measure the row kernels' configurations on this machine's GPU and keep the fastest for this user.
 
-    A run that was stopped continues where it was. Exits with 2 if there is no GPU.
+    The most valuable shapes come first. The candidates are compiled beforehand, on all cores. A run that was stopped continues
+    where it was. Exits with 2 if there is no GPU, and with 1 if the GPU failed on the way.
     """
     import torch
 
+    from ..._tools import tune_measure
+
+    if seconds is not None and not seconds > 0:
+        raise typer.BadParameter(f"got {seconds}, allowed: more than 0", param_hint="--seconds")
+    try:
+        dtypes = tune_measure.parse_dtypes(dtype or ["bf16,fp32"])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--dtype") from None
+    chosen = [key for key in tune_measure.all_keys(dtypes) if kernel in key.kernel]
+    if not chosen:
+        raise typer.BadParameter(f"no tuned kernel's name contains {kernel!r}", param_hint="--kernel")
+    try:
+        chosen = tune_measure.select(chosen, dtypes, keys or [])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--keys") from None
     if not torch.cuda.is_available():
         typer.echo("fused-ops tune: it measures on a GPU, and torch sees none here", err=True)
         raise typer.Exit(2)
-    from ..._runtime import settings, tables
-    from ..._tools import tune as tune_module
-    from ..._tools import tune_measure
+    _tune(chosen, dtypes, seconds, again, as_json)
 
-    keys = [key for key in tune_measure.all_keys() if kernel in key.kernel]
-    if not keys:
-        raise typer.BadParameter(f"no tuned kernel's name contains {kernel!r}", param_hint="--kernel")
+
+def _tune(keys: list[Any], dtypes: dict[int, Any], seconds: float | None, again: bool, as_json: bool) -> None:
+    """Compile the candidates of keys, measure them, and say what came of it."""
+    import torch
+
+    from ..._runtime import settings, tables
+    from ..._tools import precompile, tune_measure
+    from ..._tools import tune as tune_module
+    from ..._tools.launches import Gpu
+
+    start = time.monotonic()
+    limit = float("inf") if seconds is None else seconds
     owner = tables.machine(torch.cuda.current_device())
+    todo = keys if again else [key for key in keys if key not in tables.saved(owner)]
+    calls = tune_measure.candidate_calls(todo, dtypes, owner.clusters)
+    if calls:
+        compiled = precompile.precompile(calls, Gpu.current(), seconds=limit / 2, longest_first=False)
+        typer.echo(f"precompile: {compiled}", err=True)
+    measure = tune_measure.Measure(dtypes)
     with _progress() as progress:
         task = progress.add_task("measuring", total=len(keys))
-        entries = tune_module.tune(keys, owner, tune_measure.measure, again, lambda: progress.advance(task))
-    rows = [{**asdict(key), **asdict(config), "microseconds": time} for key, (config, time) in entries.items()]
+
+        def done(result: Any) -> None:
+            progress.advance(task)
+            if result is not None:
+                before = "no time" if result.heuristic is None else f"{result.heuristic:.2f}"
+                name = tune_measure.name_of(result.key, dtypes)
+                progress.console.print(f"{name}: {result.time:.2f} us, heuristic {before} us: {result.config}", highlight=False)
+
+        tuned = tune_module.tune(
+            keys, owner, measure, measure.heuristic, again, done, lambda: time.monotonic() - start > limit
+        )  # fmt: skip
+    rows = [{**asdict(key), **asdict(config), "microseconds": micros} for key, (config, micros) in tuned.entries.items()]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     typer.echo(f"{len(rows)} configurations for {owner.gpu} in {settings.user_folder() / owner.file_name}", err=True)
+    typer.echo(f"tune: {tuned.summary(time.monotonic() - start)}", err=True)
+    if tuned.lost:
+        sys.stdout.flush()
+        os._exit(1)  # at once: without a context, what torch and Triton tear down fails
 
 
 def _print_audit(rows: list[Any]) -> None:
