@@ -80,7 +80,7 @@ def matrix(only: str, providers: Sequence[str]) -> list[tuple[Task, str]]:
     """All (task, provider) whose joint id matches the regular expression only, in the order to run them."""
     counts: Counter[str] = Counter()
     ranked = []
-    for task in _all():
+    for task in all_tasks():
         counts[task.spec.name] += 1
         for provider in providers:
             if re.search(only, f"{task.id}-{provider}"):
@@ -88,7 +88,7 @@ def matrix(only: str, providers: Sequence[str]) -> list[tuple[Task, str]]:
     return [(task, provider) for _, task, provider in sorted(ranked, key=lambda r: r[0])]
 
 
-def _all() -> Iterator[Task]:
+def all_tasks() -> Iterator[Task]:
     for spec in (*REGISTRY.values(), *FORWARD_ONLY.values()):
         passes = ("fwd",) if spec.name in FORWARD_ONLY else PASSES
         for case in spec.bench.cases():

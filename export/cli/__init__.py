@@ -14,5 +14,5 @@ def _root() -> None:
     """Fused GPU kernels: inspect them, tune them, and export models that use them."""
 
 
-for _group in ("kernels", "models", "doctor"):
+for _group in ("kernels", "models", "doctor", "forecast"):
     importlib.import_module(f"{__name__}.{_group}").register(app)
