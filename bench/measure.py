@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +18,7 @@ from .providers import Prepared, Provider, Workload
 from .record import rates, spread
 from .roofline import Roofline
 from .tasks import Task
-from .timing import Replay, Step, peak_bytes, sample_count, synchronize, wall_samples
+from .timing import Replay, Step, peak_bytes, side_stream, synchronize, wall_samples
 
 
 class Skip(Exception):  # noqa: N818 - no error: a measurement that cannot be made here
@@ -74,14 +76,24 @@ def step_of(task: Task, call: Callable[..., Any], arguments: Arguments) -> Step:
             return *(o.detach() for o in out), *torch.autograd.grad(out, leaves, dy)
 
         return both
-    kept: list[tuple[Tensor, ...]] = []
+    return _Backward(lambda: outputs(call(*args, **kwargs)), leaves, dy)
 
-    def backward() -> tuple[Tensor, ...]:
-        if not kept:  # in the first warm-up call, on the stream that the capture will use
-            kept.append(outputs(call(*args, **kwargs)))
-        return torch.autograd.grad(kept[0], leaves, dy, retain_graph=True)
 
-    return backward
+class _Backward:
+    """The backward alone. Its forward is kept from the first call, and belongs to the stream of that call."""
+
+    def __init__(self, forward: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor], dy: list[Tensor]) -> None:
+        self.forward, self.leaves, self.dy = forward, leaves, dy
+        self.kept: tuple[Tensor, ...] = ()
+
+    def forget(self) -> None:
+        """Drop the forward: the next call makes another."""
+        self.kept = ()
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        if not self.kept:
+            self.kept = self.forward()
+        return torch.autograd.grad(self.kept, self.leaves, self.dy, retain_graph=True)
 
 
 def prepare(provider: Provider, bundle: Bundle) -> Prepared:
@@ -99,7 +111,9 @@ class Measurement:
         self.provider, self.bundle, self.task = provider, bundle, bundle.task
         self.prepared = prepare(provider, bundle)
         self.steps = [step_of(self.task, self.prepared.call, arguments) for arguments in bundle.sets]
-        results = [r.clone() for r in self.steps[0]()]
+        on_gpu = bundle.device.startswith("cuda")
+        with side_stream() if on_gpu and self.task.kind == "kernel" else contextlib.nullcontext():
+            results = [r.clone() for r in self.steps[0]()]
         synchronize(bundle.device)
         self.verdict = bundle.check(results, 0)
         self.replay: Replay | None = None
@@ -116,8 +130,9 @@ class Measurement:
         return self.replay
 
     def rounds(self) -> int:
+        """How many samples to take now, the clocks having been brought up."""
         assert self.replay is not None
-        return sample_count(self.replay.sample(), len(self.steps))
+        return self.replay.rounds()
 
     def wall(self) -> list[float]:
         return wall_samples(self.steps[0], self.bundle.device)
@@ -153,8 +168,17 @@ def describe(task: Task, provider: Provider) -> dict[str, Any]:
     return {**task.key, "provider": provider.name, "role": provider.role, "shape": shape}
 
 
+SLOW_COLLECTION_S = 0.03
+
+
 def release() -> None:
-    """Free device memory between tasks: the private pools of CUDA graphs are large."""
+    """Free device memory between tasks: the private pools of CUDA graphs are large.
+
+    A collection looks at every object of the process, which libraries fill with millions; those are looked at once.
+    """
+    start = time.perf_counter()
     gc.collect()
+    if time.perf_counter() - start > SLOW_COLLECTION_S:
+        gc.freeze()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from .environment import clocks, environment
 from .goals import judge
+from .roofline import Roofline
 
 KEY = ("op", "case", "dtype", "pass", "kind")
 COLUMNS = (
@@ -22,7 +23,8 @@ COLUMNS = (
     *("best_peer", "ratio_to_best_peer", "goal", "met"),
 )  # fmt: skip
 """Values of the CSV columns. role is "ours" or "peer". kind: "kernel" (device time), "wall" (time of a call as Python sees it), "host", "startup",
-"roofline". status: "ok", "wrong" (computes something else, not timed), "absent", "unsupported", "skipped", "error"."""
+"roofline". status: "ok", "wrong" (computes something else, not timed), "absent", "unsupported", "skipped", "error". reason: why the status is not "ok",
+or for one that is, why there is no ratio to some peer. method: "graph" and "events" for kernel times, "loop" for wall times: never compared."""
 
 
 def quantile(samples: Sequence[float], q: float) -> float:
@@ -50,23 +52,62 @@ def rates(seconds: float, moved: int, flops: int, limit_s: float | None) -> dict
 
 
 def annotate(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with the best peer of each measurement, the ratio to it in speed (more than 1 is faster), and the goals."""
+    """The rows with the best peer of each measurement, the ratio to it in speed (more than 1 is faster), and the goals.
+
+    Only what was measured on one machine by one method is compared: a peer that was timed otherwise gives no ratio, `reason`
+    names it, and a goal that depends on it is open. A percentage of the limit is to the roofline nearest in time.
+    """
     rows = [dict(row) for row in rows]
-    groups: dict[tuple[str, ...], dict[str, float]] = {}
+    limits = [row for row in rows if row.get("kind") == "roofline"]
+    peers: dict[tuple[str, ...], dict[str, tuple[float, str]]] = {}
     for row in rows:
-        if row.get("status") == "ok" and row.get("role") == "peer":
-            groups.setdefault(tuple(str(row[k]) for k in KEY), {})[row["provider"]] = float(row["p50_us"])
+        if row.get("status") == "ok" and row.get("role") == "peer" and row.get("kind") != "roofline":
+            peers.setdefault(_group(row), {})[row["provider"]] = float(row["p50_us"]), str(row.get("method", ""))
     for row in rows:
-        peers = groups.get(tuple(str(row.get(k, "")) for k in KEY), {})
-        if row.get("status") != "ok":
-            continue
-        if peers:
-            best = min(peers, key=lambda name: peers[name])
-            row["best_peer"] = best
-            row["ratio_to_best_peer"] = f"{peers[best] / float(row['p50_us']):.4g}"
-        if row["role"] == "ours":
-            row["goal"], row["met"] = judge(row, peers)
+        if row.get("status") == "ok" and row.get("kind") != "roofline":
+            _compare(row, peers.get(_group(row), {}))
+            _hold_to_limit(row, limits)
+            if row["role"] == "ours":
+                row["goal"], row["met"] = _judge(row, peers.get(_group(row), {}))
     return rows
+
+
+def _group(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the rows of one comparison have in common: the machine and the measurement."""
+    return str(row.get("gpu") or row.get("cpu") or ""), *(str(row.get(k, "")) for k in KEY)
+
+
+def _compare(row: dict[str, Any], peers: Mapping[str, tuple[float, str]]) -> None:
+    """Best peer, ratio, and which peers are left out of it and why; what an earlier annotation said is replaced."""
+    method = str(row.get("method", ""))
+    row |= {name: "" for name in ("best_peer", "ratio_to_best_peer", "reason") if name in row}
+    alike = {name: p50 for name, (p50, by) in peers.items() if by == method}
+    if alike:
+        row["best_peer"] = best = min(alike, key=lambda name: alike[name])
+        row["ratio_to_best_peer"] = f"{alike[best] / float(row['p50_us']):.4g}"
+    apart = [f"{name} ({by or 'unknown'})" for name, (_, by) in peers.items() if by != method]
+    if apart:
+        row["reason"] = f"timed by {method or 'unknown'}, so no ratio to {', '.join(apart)}"
+
+
+def _hold_to_limit(row: dict[str, Any], limits: Sequence[Mapping[str, Any]]) -> None:
+    """limits: the rows of the roofline."""
+    if row["kind"] == "kernel" and row.get("bytes"):
+        roofline = Roofline.from_rows(limits, str(row.get("gpu", "")), str(row.get("time", "")))
+        if roofline is not None:
+            moved, flops = int(row["bytes"]), int(row["flops"])
+            limit = roofline.least_seconds(moved, flops, str(row["op"]), str(row["dtype"]))
+            held = rates(float(row["p50_us"]) * 1e-6, moved, flops, limit)
+            row |= {name: held[name] for name in ("limit_us", "percent_of_limit")}
+
+
+def _judge(row: Mapping[str, Any], peers: Mapping[str, tuple[float, str]]) -> tuple[str, str]:
+    """Goals and verdicts: open where a peer timed by another method could change the verdict, however fast it is."""
+    alike = {name: p50 for name, (p50, by) in peers.items() if by == str(row.get("method", ""))}
+    goals, verdicts = judge(row, alike)
+    _, at_worst = judge(row, {name: alike.get(name, 0.0) for name in peers})
+    pairs = zip(verdicts.split("; "), at_worst.split("; "))
+    return goals, "; ".join(verdict if verdict == worst else "open" for verdict, worst in pairs)
 
 
 class Recorder:
@@ -97,7 +138,8 @@ class Recorder:
         return row
 
     def done(self, key: dict[str, str], errors_too: bool = False) -> bool:
-        """Whether the last row with these values is final. A skip is tried again, and an error unless errors_too."""
+        """Whether the last row of this GPU with these values is final. A skip is tried again, an error unless errors_too."""
+        key = {"gpu": environment()["gpu"], **key}
         found = [r["status"] for r in self.rows if all(r.get(k) == v for k, v in key.items())]
         return bool(found) and found[-1] in ("ok", "wrong", "unsupported", *(("error",) if errors_too else ()))
 

@@ -1,4 +1,4 @@
-"""The hardware's limits, which every later row is held to. First, by its name."""
+"""The hardware's limits, which every other row is held to. A run measures them at its start and again at its end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from . import roofline
 from .record import Recorder, rates, spread
-from .roofline import COPY_BYTES, MATRIX_N, copy_samples, matmul_dtypes, matmul_samples
-from .tasks import dtype_name
-from .timing import DeviceClock
+from .timing import DeviceClock, Replay
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CLOCK = DeviceClock()
@@ -18,22 +17,22 @@ CLOCK = DeviceClock()
 
 @pytest.mark.benchmark(group="roofline", timer=CLOCK)
 def test_copy(benchmark: Any, recorder: Recorder) -> None:
-    samples = copy_samples()
-    _report(benchmark, recorder, samples, "copy", "int32", 2 * COPY_BYTES, 0)
+    _report(benchmark, recorder, roofline.copy_replay(), "copy", roofline.COPY_BYTES, 2 * roofline.COPY_BYTES, 0)
 
 
 @pytest.mark.benchmark(group="roofline", timer=CLOCK)
-@pytest.mark.parametrize("dtype", matmul_dtypes() if torch.cuda.is_available() else [torch.bfloat16], ids=dtype_name)
-def test_matmul(benchmark: Any, recorder: Recorder, dtype: torch.dtype) -> None:
-    moved = 3 * MATRIX_N**2 * dtype.itemsize
-    _report(benchmark, recorder, matmul_samples(dtype), dtype_name(dtype), dtype_name(dtype), moved, 2 * MATRIX_N**3)
+@pytest.mark.parametrize("case", roofline.matmul_cases() if torch.cuda.is_available() else ["bf16"])
+def test_matmul(benchmark: Any, recorder: Recorder, case: str) -> None:
+    n = roofline.matmul_size(case)
+    itemsize, output = (1, 2) if case.startswith("float8") else (4, 4) if case == "fp32" else (2, 2)
+    _report(benchmark, recorder, roofline.matmul_replay(case), case, n, n * n * (2 * itemsize + output), 2 * n**3)
 
 
-def _report(benchmark: Any, recorder: Recorder, samples: list[float], case: str, dtype: str, moved: int, flops: int) -> None:
+def _report(benchmark: Any, recorder: Recorder, replay: Replay, case: str, size: int, moved: int, flops: int) -> None:
+    samples = replay.series(roofline.SAMPLES, roofline.SPIN_S)
     remaining = iter(samples)
     benchmark.pedantic(lambda: CLOCK.advance(next(remaining)), rounds=len(samples))
     row = spread(samples)
     row |= rates(float(row["p50_us"]) * 1e-6, moved, flops, None)
-    shape = str(MATRIX_N) if flops else str(COPY_BYTES)
-    recorder.add(op="roofline", case=case, dtype=dtype, kind="roofline", provider="torch", role="peer", shape=shape,
-                 status="ok", method="graph", l2="cold", **{"pass": "fwd"}, **row)  # fmt: skip
+    recorder.add(op="roofline", case=case, dtype=case if flops else "int32", kind="roofline", provider="torch", role="peer",
+                 shape=str(size), status="ok", method=replay.method, l2="cold", **{"pass": "fwd"}, **row)  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from bench import check
 from bench.measure import Bundle, Measurement
 from bench.providers import Prepared, Provider, Workload, by_name
 from bench.timing import Replay
+from tests.bench import fake_cuda
 from tests.bench.small import task
 
 
@@ -114,9 +115,16 @@ def test_reference_in_blocks_is_the_reference(op: str, pass_: str, monkeypatch: 
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_an_unwritten_result_shows_after_the_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gpu() -> Iterator[fake_cuda.GPU]:
+    with pytest.MonkeyPatch.context() as patched, fake_cuda.installed() as fake:
+        patched.setattr("bench.inputs.MAX_SETS", 3)
+        yield fake
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_unwritten_result_shows_after_the_capture() -> None:
     """A provider whose replays leave their output alone passes the first check and fails the one after poisoning."""
-    _without_cuda(monkeypatch)
     kept: list[torch.Tensor] = []
 
     def lazy(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -124,44 +132,29 @@ def test_an_unwritten_result_shows_after_the_capture(monkeypatch: pytest.MonkeyP
             kept.append(F.softmax(x, dim))
         return kept[0]
 
-    measurement = Measurement(Made(lazy), Bundle.of(task("softmax", kind="kernel"), "cpu"))
+    measurement = Measurement(Made(lazy), Bundle.of(task("softmax", kind="kernel"), "cuda"))
     assert measurement.verdict.right
     measurement.capture()
     assert not measurement.verdict.right
     assert measurement.row([], None)["status"] == "wrong"
 
 
-def test_poisoning_spares_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("gpu")
+def test_poisoning_spares_the_arguments() -> None:
     """A wrong provider may return its input: filling that with NaN would spoil the sets of the providers after it."""
-    _without_cuda(monkeypatch)
-    bundle = Bundle.of(task("softmax", kind="kernel"), "cpu")
+    bundle = Bundle.of(task("softmax", kind="kernel"), "cuda")
     Measurement(Made(lambda x, dim: x), bundle).capture()
     assert bundle.sets[0].args[0].isfinite().all()
 
 
+@pytest.mark.usefixtures("gpu")
 def test_capture_falls_back_to_events_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    _without_cuda(monkeypatch)
-    measurement = Measurement(by_name("eager"), Bundle.of(task("softmax", kind="kernel"), "cpu"))
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("not here")
+
+    monkeypatch.setattr(fake_cuda.Graph, "capture_begin", refuse)
+    measurement = Measurement(by_name("eager"), Bundle.of(task("softmax", kind="kernel"), "cuda"))
     replay = measurement.capture()
     assert (replay.method, measurement.verdict.right) == ("events", True)
     assert "no CUDA graph: RuntimeError: not here" in replay.why_no_graph
     assert isinstance(replay, Replay)
-
-
-def _without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.cuda as far as Replay needs it, on a machine that has none: a capture fails, and streams do nothing."""
-    from contextlib import nullcontext
-
-    class Stream:
-        def wait_stream(self, other: Any) -> None:
-            pass
-
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("not here")
-
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda s: nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", refuse)

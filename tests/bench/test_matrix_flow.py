@@ -31,20 +31,25 @@ def test_every_provider_becomes_a_row(tmp_path: Path) -> None:
         assert by["wrong", pass_]["p50_us"] == ""
         assert by["broken", pass_]["reason"] == "ValueError: it broke"
         assert by["refuses", pass_]["status"] == "unsupported"
-        for name in ("right", "ours"):
+        for name in ("right", "waits", "ours"):
             row = by[name, pass_]
             assert row["status"] == "ok"
             assert 0 < float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
             assert float(row["gbps"]) > 0
-        assert by["ours", pass_]["best_peer"] == "right"  # never the wrong one, however fast
+        assert by["ours", pass_]["best_peer"] in ("right", "waits")  # never the wrong one, however fast
         assert float(by["ours", pass_]["ratio_to_best_peer"]) > 0
-    assert by["right", "fwd"]["method"] == "events"
-    assert "no CUDA graph: RuntimeError: no capture here" in by["right", "fwd"]["configuration"]
+    for name in ("right", "waits", "ours"):
+        assert (by[name, "bwd"]["method"], by[name, "bwd"]["configuration"]) == ("graph", "")  # the first of the process too
+    assert by["right", "fwd"]["method"] == by["ours", "fwd"]["method"] == "graph"  # after the one that could not be captured
+    assert by["waits", "fwd"]["method"] == "events"
+    assert "no CUDA graph: RuntimeError: CUDA error: operation not permitted" in by["waits", "fwd"]["configuration"]
+    assert by["ours", "fwd"]["best_peer"] == "right"
+    assert by["ours", "fwd"]["reason"] == "timed by graph, so no ratio to waits (events)"
     assert by["right", "fwd"]["peak_bytes"] == "4096"
     assert by["right", "fwd+bwd"]["method"] == "loop"
-    assert len(rows) == 1 + 3 * 5
+    assert len(rows) == 1 + 3 * 6
     benchmarks = json.loads((tmp_path / "r.json").read_text())["benchmarks"]
-    assert len(benchmarks) == 3 * 2  # what was timed, and nothing else
+    assert len(benchmarks) == 3 * 3  # what was timed, and nothing else
     for benchmark in benchmarks:
         row = by[benchmark["extra_info"]["provider"], benchmark["extra_info"]["pass"]]
         assert abs(benchmark["stats"]["median"] * 1e6 / float(row["p50_us"]) - 1) < 1e-2

@@ -11,7 +11,7 @@ from bench.goals import goals_for, judge
 from bench.inputs import argument_sets, is_parameter
 from bench.providers import PROVIDERS
 from bench.record import Recorder, annotate, quantile, rates, read, spread
-from bench.roofline import Roofline
+from bench.roofline import Roofline, drift
 from bench.tasks import matrix
 from fused_ops import REGISTRY
 from fused_ops._torch.spec import FORWARD_ONLY
@@ -49,6 +49,85 @@ def test_ratio_is_to_the_fastest_right_peer() -> None:
     ours = annotate(rows)[-1]
     assert (ours["best_peer"], ours["ratio_to_best_peer"]) == ("quack", "0.9")
     assert annotate([rows[0] | {"dtype": "fp16"}, rows[-1]])[-1].get("best_peer") is None  # another measurement's peer
+
+
+def test_a_peer_timed_by_another_method_gives_no_ratio_and_leaves_the_goal_open() -> None:
+    """By events the host's launches count too: no ratio pairs them with a graph's replay, whoever has which."""
+    graph, events = {"method": "graph"}, {"method": "events"}
+    for mine, theirs in ((graph, events), (events, graph)):
+        ours = annotate([row("quack", 8.0, **theirs), row("ours", 10.0, percent_of_limit="91", **mine)])[-1]
+        assert "best_peer" not in ours
+        assert "ratio_to_best_peer" not in ours
+        assert ours["reason"] == f"timed by {mine['method']}, so no ratio to quack ({theirs['method']})"
+        assert (ours["goal"], ours["met"]) == (">= 0.98x quack; >= 90% of the limit", "open; yes")
+    wall = [row("eager", 8.0, method="loop"), row("ours", 10.0, method="loop")]
+    assert annotate([r | {"kind": "wall"} for r in wall])[-1]["ratio_to_best_peer"] == "0.8"
+
+
+def test_peers_timed_alike_are_compared_and_the_others_named() -> None:
+    shape = {"shape": "4096x50257", "case": "gpt2"}  # its goal names no peer, so that any may decide it
+    rows = [row("eager", 20.0, method="graph", **shape), row("helion", 5.0, method="events", **shape)]
+    for p50, met in ((10.0, "open"), (19.0, "no")):  # missed against those timed alike is missed
+        ours = annotate([*rows, row("ours", p50, method="graph", **shape)])[-1]
+        assert (ours["best_peer"], ours["met"]) == ("eager", met)
+        assert ours["reason"] == "timed by graph, so no ratio to helion (events)"
+    again = annotate([rows[0], rows[1] | {"method": "graph"}, ours])[-1]  # measured again, by graph
+    assert (again["best_peer"], again["reason"], again["met"]) == ("helion", "", "no")
+
+
+def test_measurements_of_two_gpus_are_not_compared() -> None:
+    rows = [row("eager", 20.0, gpu="H100"), row("eager", 5.0, gpu="H200"), row("ours", 10.0, gpu="H100")]
+    assert annotate(rows)[-1]["ratio_to_best_peer"] == "2"
+
+
+def limit_row(case: str, rate: float, time: str, gpu: str = "H100", **more: object) -> dict[str, object]:
+    rates = {"gbps": rate} if case == "copy" else {"tflops": rate}
+    return {"kind": "roofline", "op": "roofline", "role": "peer", "provider": "torch", "case": case, "dtype": case, "gpu": gpu,
+            "time": f"2026-01-01T{time}+00:00", "status": "ok", "p50_us": 1.0, **rates, **more}  # fmt: skip
+
+
+LIMITS = [
+    limit_row("copy", 3000, "10:00:00"),
+    limit_row("bf16", 700, "10:00:01"),
+    limit_row("copy", 2000, "10:08:00"),
+    limit_row("bf16", 1, "10:07:00", status="error"),
+    limit_row("copy", 4000, "10:04:00", gpu="H200"),
+]
+
+
+def test_the_nearest_roofline_of_the_same_gpu_counts() -> None:
+    def bandwidth(gpu: str, time: str | None = None) -> float:
+        found = Roofline.from_rows(LIMITS, gpu, time)
+        assert found is not None
+        return found.bandwidth
+
+    assert bandwidth("H100", "2026-01-01T10:03:59+00:00") == 3e12
+    assert bandwidth("H100", "2026-01-01T10:04:01+00:00") == 2e12
+    assert bandwidth("H100") == 2e12  # the last
+    assert bandwidth("H200", "2026-01-01T10:00:00+00:00") == 4e12
+    assert Roofline.from_rows(LIMITS, "B200") is None
+    assert Roofline.from_rows(LIMITS, "H100") == Roofline(2e12, {"bf16": 7e14})
+
+
+def test_percentages_are_to_the_nearest_roofline() -> None:
+    """Also for rows measured before it: the last one comes at the end of a run."""
+    both = [row("ours", 1000.0, gpu="H100", bytes=10**9, flops=1, time=f"2026-01-01T10:0{m}:00+00:00") for m in (1, 7)]
+    first, last = annotate([*LIMITS, *both])[-2:]
+    assert (first["limit_us"], first["percent_of_limit"]) == ("333.3", "33.33")
+    assert (last["limit_us"], last["percent_of_limit"]) == ("500", "50")
+    assert "best_peer" not in annotate(LIMITS)[0]
+    product = both[0] | {"op": "linear", "shape": "4096x4096x4096", "flops": 7 * 10**11}
+    assert annotate([*LIMITS, product])[-1]["limit_us"] == "1000"
+
+
+def test_drift_of_the_roofline_is_said() -> None:
+    assert drift(LIMITS[:2]) == []
+    assert drift([limit_row("copy", 3000, "10:00:00"), limit_row("copy", 2920, "10:09:00")]) == []
+    (said,) = drift(LIMITS[::-1])  # in order of time, not of rows
+    for text in ("H100: copy", "-33.3%", "3000 GB/s at 2026-01-01T10:00:00", "2000 GB/s at 2026-01-01T10:08:00"):
+        assert text in said
+    (said,) = drift([limit_row("bf16", 700, "10:00:00"), limit_row("bf16", 735, "10:09:00")])
+    assert "bf16 drifted by +5.0%, from 700 TFLOP/s" in said
 
 
 def test_goals_met_missed_and_open() -> None:
@@ -93,6 +172,9 @@ def test_resume_tries_errors_and_skips_again(tmp_path: Path) -> None:
     }
     assert done == {"eager": True, "liger": False, "quack": False, "helion": True, "ours": False}
     assert again.done({"op": "softmax", "provider": "liger"}, errors_too=True)
+    for measured in again.rows:
+        measured["gpu"] = "another GPU"
+    assert not again.done({"op": "softmax", "case": "4k", "provider": "eager"})
 
 
 def test_a_file_that_is_no_results_is_refused(tmp_path: Path) -> None:
