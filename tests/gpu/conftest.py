@@ -13,6 +13,11 @@ if any(importlib.util.find_spec(module) is None for module in ("onnx", "onnxrunt
     collect_ignore_glob.append("test_engine.py")  # its helpers import onnx; the kernels' tests need only torch and triton
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "memory(bytes): the most device memory that the test holds (bench.correctness)")
+    config.addinivalue_line("markers", "seconds(n): the test may take so many, whatever the others may (bench.correctness)")
+
+
 @pytest.fixture(autouse=True)
 def _give_memory_back() -> Iterator[None]:
     """Several test processes share the GPU: none may keep what its largest test needed."""

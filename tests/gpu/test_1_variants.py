@@ -18,7 +18,7 @@ from fused_ops._runtime import tables
 from fused_ops._runtime.launch import recorded
 from fused_ops.kernels.config import RowConfig, next_power_of_2
 from fused_ops.testing import ContractMode, Expected, assert_within_contract
-from tests.gpu.hold import DTYPE_IDS, DTYPES, hold
+from tests.gpu.hold import DTYPE_IDS, DTYPES, HELD_BYTES, hold
 
 pytestmark = pytest.mark.gpu
 
@@ -50,7 +50,14 @@ def points() -> list[Any]:
     """(dtype, layout, N): bf16 in every length and layout, the other dtypes where the bytes of a row choose otherwise."""
     bf16 = [(0, layout, N) for layout in LAYOUTS for N in (LENGTHS if layout == "contiguous" else LENGTHS[:8])]
     others = [(dtype, "contiguous", N) for dtype in (1, 2) for N in LENGTHS[:5]]
-    return [pytest.param(DTYPES[d], layout, N, id=f"{DTYPE_IDS[d]}-{layout}-{N}") for d, layout, N in (*bf16, *others)]
+    return [
+        pytest.param(DTYPES[d], layout, N, id=f"{DTYPE_IDS[d]}-{layout}-{N}", marks=memory(N))
+        for d, layout, N in (*bf16, *others)
+    ]
+
+
+def memory(N: int) -> Any:
+    return pytest.mark.memory(ROWS * N * HELD_BYTES + (1 << 29))
 
 
 @pytest.mark.parametrize(("dtype", "layout", "N"), points())
@@ -79,7 +86,9 @@ def clusters() -> Iterator[Callable[[int, int, str], None]]:
 
 
 CLUSTERS = [
-    pytest.param(DTYPES[dtype], variant, num_ctas, layout, N, id=f"{DTYPE_IDS[dtype]}-{variant}-{num_ctas}-{layout}-{N}")
+    pytest.param(
+        DTYPES[dtype], variant, num_ctas, layout, N, id=f"{DTYPE_IDS[dtype]}-{variant}-{num_ctas}-{layout}-{N}", marks=memory(N)
+    )
     for dtype, variant in ((0, "packed"), (1, "packed"), (0, "one_pass"), (2, "one_pass"))
     for num_ctas, layout, N in (
         (8, "contiguous", 128256), (8, "contiguous", 131071), (8, "odd_stride", 100000), (8, "offset", 65536),

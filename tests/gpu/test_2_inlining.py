@@ -63,22 +63,31 @@ print("checked")
 """
 
 
+NO_TOOLKIT = ("cuda.h: No such file", "cuda_runtime.h: No such file", "cannot find -lcuda", "nvcc", "CUDA_HOME")
+
+
 def run(code: str, inline: bool, folder: Path, path: bool = True) -> None:
+    """The code in a process of its own, with empty caches of Inductor's."""
     environment = {**os.environ, "FUSED_OPS_INLINE": str(int(inline)), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     environment["PYTHONPATH"] = str(ROOT) if path else ""
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, cwd=folder, timeout=150
     )
+    missing = next((name for name in NO_TOOLKIT if name in done.stderr), None)
+    if done.returncode != 0 and code.count("aoti_compile") and missing:
+        pytest.skip(f"AOTInductor compiles C++ against the CUDA toolkit, which is not whole here: {missing}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith("checked")
 
 
+@pytest.mark.seconds(120)
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("inline", [True, False], ids=["inlined", "opaque"])
 def test_compiled_code(inline: bool, grad: bool, tmp_path: Path) -> None:
     run(COMPILE.format(inline=inline, grad=grad), inline, tmp_path)
 
 
+@pytest.mark.seconds(180)
 def test_package_needs_no_fused_ops(tmp_path: Path) -> None:
     files = {"package": str(tmp_path / "m.pt2"), "tensors": str(tmp_path / "t.pt")}
     run(PACKAGE.format(**files), True, tmp_path)

@@ -12,6 +12,7 @@ from tests.gpu.hold import DTYPE_IDS, DTYPES
 pytestmark = pytest.mark.gpu
 
 
+@pytest.mark.memory(9 << 30)
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 def test_row_offsets_beyond_int32(dtype: torch.dtype) -> None:
     """Three rows 2^30 elements apart: the last begins at element 2^31, where a 32-bit offset would wrap."""
