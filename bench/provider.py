@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +72,40 @@ class Provider:
     def prepare(self, work: Workload) -> Prepared:
         """Do everything that may take long (compile, tune, build). Raises Unsupported, with the reason, if it cannot."""
         raise NotImplementedError
+
+
+class _TooLong(BaseException):
+    """The time is up. No Exception, so that no library's own handler keeps it."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float, what: str) -> Iterator[None]:
+    """Run the block for at most so many seconds. Outside the main thread, or without SIGALRM, nothing limits it.
+
+    Raises:
+        Unsupported: the time is up. A library that was compiling or tuning is interrupted between two of its Python steps.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def up(*_: Any) -> None:
+        raise _TooLong
+
+    start = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, up)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again each second, should a library lose the first
+    try:
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except _TooLong:
+        raise Unsupported(f"{what} took more than {seconds:g} s to get ready") from None
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        if left:  # whoever had set the timer before gets what is left of it
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - start), 1e-3), interval)
 
 
 def missing(*modules: str) -> str:

@@ -1,178 +1,196 @@
-"""Other kernel libraries, each through its own public entry points, where it is installed."""
+"""Other kernel libraries, each through its own public entry points, where it is installed: Liger, flag-gems, helion."""
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.util
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..provider import Prepared, Provider, Unsupported, Workload, missing, needs_cuda
+from ..provider import Prepared, Provider, Unsupported, Workload, limited, missing, needs_cuda
+from . import library
+from .library import Library, Table, affine, rehearse, rows_of, version_of
+from .quack_kernels import Quack
 
-Table = dict[str, Callable[[Workload], Callable[..., Any]]]
-
-
-class _Library(Provider):
-    """A library whose entry points are looked up by op. module: what must import; table: op -> the call to measure."""
-
-    module: str
-
-    def available(self, device: str) -> str:
-        return needs_cuda(device) or missing(self.module)
-
-    def table(self) -> Table:
-        raise NotImplementedError
-
-    def prepare(self, work: Workload) -> Prepared:
-        make = self.table().get(work.op)
-        if make is None:
-            raise Unsupported(f"{self.name} has no {work.op}")
-        return Prepared(make(work), f"{self.module} {_version(self.module)}")
+__all__ = ["FlagGems", "Helion", "Liger", "Quack"]
 
 
-def _version(module: str) -> str:
-    from ..environment import version
-
-    return version({"quack": "quack-kernels"}.get(module, module.replace("_", "-"))) or "unknown version"
-
-
-class Liger(_Library):
+class Liger(Library):
     """liger-kernel's functional interface."""
 
     name, module = "liger", "liger_kernel"
+    longest_row = 65536
+
+    def available(self, device: str) -> str:
+        return needs_cuda(device) or missing("liger_kernel", "liger_kernel.transformers.functional")
 
     def table(self) -> Table:
         f = importlib.import_module("liger_kernel.transformers.functional")
-        return {
-            "softmax": lambda w: lambda x, dim=-1, **_: f.liger_softmax(x),
-            "layer_norm": lambda w: lambda x, shape, weight, bias, eps=1e-5: f.liger_layer_norm(x, weight, bias, eps),
-        }
+        gates = {"silu": "liger_swiglu", "gelu_tanh": "liger_geglu"}
+
+        def softmax(work: Workload) -> Callable[..., Tensor]:
+            rows_of(work, "Liger's softmax", self.longest_row)
+            return lambda input, dim=-1, **_: f.liger_softmax(input)
+
+        def layer_norm(work: Workload) -> Callable[..., Tensor]:
+            affine(work, "Liger's layer norm")
+            if work.args[0].shape[-1] > self.longest_row:
+                raise Unsupported(f"Liger's layer norm holds rows of at most {self.longest_row}")
+            return lambda input, shape, weight, bias, eps=1e-5: f.liger_layer_norm(input, weight, bias, eps)
+
+        def gated_linear(work: Workload) -> Callable[..., Tensor]:
+            activation = work.args[3]
+            if activation not in gates:
+                raise Unsupported(f"Liger has no {activation} gate")
+            if work.pass_ == "bwd":
+                raise Unsupported("Liger's gate overwrites what it saved, so its backward cannot be repeated to be timed")
+            gate = getattr(f, gates[activation])
+
+            def call(
+                input: Tensor, gate_weight: Tensor, up_weight: Tensor, activation: str,
+                gate_bias: Tensor | None = None, up_bias: Tensor | None = None,
+            ) -> Tensor:  # fmt: skip
+                return gate(F.linear(input, gate_weight, gate_bias), F.linear(input, up_weight, up_bias))
+
+            return call
+
+        return {"softmax": softmax, "layer_norm": layer_norm, "gated_linear": gated_linear}
 
 
-class Quack(_Library):
-    """quack-kernels, written in CuTe DSL for Hopper and Blackwell."""
+class FlagGems(Library):
+    """flag-gems' ATen replacements, called directly: its own registration would replace everybody's operators."""
 
-    name, module = "quack", "quack"
+    name, module = "flag-gems", "flag_gems"
 
     def available(self, device: str) -> str:
-        if reason := super().available(device):
+        if reason := needs_cuda(device):
             return reason
-        major, minor = torch.cuda.get_device_capability()
-        return "" if major >= 9 else f"quack needs compute capability 9.0, this is {major}.{minor}"
+        if "flag_gems" not in sys.modules and "FLAGGEMS_CACHE_DIR" not in os.environ:
+            folder = tempfile.mkdtemp(prefix="flag-gems-")  # or its tuned configurations land in the user's home
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            os.environ["FLAGGEMS_CACHE_DIR"] = folder
+        return missing("sqlalchemy", self.module)
 
     def table(self) -> Table:
-        quack = importlib.import_module("quack")
-        return {
-            "softmax": lambda w: lambda x, dim=-1, **_: quack.softmax(x),
-            "layer_norm": _quack_layer_norm,
-            "linear": _quack_linear,
-            "mlp": _quack_mlp,
-        }
+        gems = importlib.import_module("flag_gems")
+        return {"softmax": lambda work: _gems_softmax(work, gems), "layer_norm": lambda work: _gems_layer_norm(work, gems)}
 
 
-def _quack_layer_norm(work: Workload) -> Callable[..., Tensor]:
-    """quack's layernorm_fwd and layernorm_bwd, which want fp32 parameters: cast once, outside the timing."""
-    rmsnorm = importlib.import_module("quack.rmsnorm")
-    weight32, bias32 = (p.detach().float() if p is not None else None for p in work.args[2:4])
+def _gems_softmax(work: Workload, gems: ModuleType) -> Callable[..., Tensor]:
+    rows_of(work, "flag-gems' softmax")
+
+    class Softmax(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            y = gems.softmax(x, -1)
+            ctx.save_for_backward(y)
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> Tensor:
+            (y,) = ctx.saved_tensors
+            return gems.softmax_backward(dy, y, -1, y.dtype)
+
+    if not work.trains:
+        return lambda input, dim=-1, **_: gems.softmax(input, -1)
+    return lambda input, dim=-1, **_: Softmax.apply(input)
+
+
+def _gems_layer_norm(work: Workload, gems: ModuleType) -> Callable[..., Tensor]:
+    affine(work, "flag-gems' layer norm")
 
     class LayerNorm(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-            y, rstd, mean = rmsnorm.layernorm_fwd(x, weight32, bias32, eps, return_rstd=True, return_mean=True)
-            ctx.save_for_backward(x, rstd, mean)
+        def forward(ctx: Any, x: Tensor, shape: list[int], weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+            y, mean, rstd = gems.layer_norm(x, shape, weight, bias, eps)
+            ctx.save_for_backward(x, mean, rstd, weight, bias)
+            ctx.shape = shape
             return y
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-            x, rstd, mean = ctx.saved_tensors
-            dx, dw, db = rmsnorm.layernorm_bwd(x, weight32, dy, rstd, mean, has_bias=bias32 is not None)
-            return dx, dw.to(x.dtype), db.to(x.dtype) if db is not None else None, None
+            x, mean, rstd, weight, bias = ctx.saved_tensors
+            dx, dw, db = gems.layer_norm_backward(dy, x, ctx.shape, mean, rstd, weight, bias, [True, True, True])
+            return dx, None, dw, db, None
 
     if not work.trains:
-        return lambda x, shape, weight, bias, eps=1e-5: rmsnorm.layernorm_fwd(x, weight32, bias32, eps)
-    return lambda x, shape, weight, bias, eps=1e-5: LayerNorm.apply(x, weight, bias, eps)
-
-
-_QUACK_ACTIVATIONS = {
-    None: None, "relu": "relu", "gelu": "gelu_erf", "gelu_tanh": "gelu_tanh_approx", "silu": "silu", "relu2": "relu_sq",
-}  # fmt: skip
-
-
-def _quack_linear(work: Workload) -> Callable[..., Tensor]:
-    """quack's tuned GEMM with activation; its training path exists only inside its MLP."""
-    work.inference_only("quack's gemm_act")
-    activation = work.args[3]
-    if activation not in _QUACK_ACTIVATIONS:
-        raise Unsupported(f"quack has no {activation}")
-    gemm = importlib.import_module("quack.gemm_interface")
-    name = _QUACK_ACTIVATIONS[activation]
-    return lambda x, weight, bias, _: gemm.gemm_act(x, weight.t(), bias=bias, activation=name, store_preact=False)[1]
-
-
-def _quack_mlp(work: Workload) -> Callable[..., Tensor]:
-    mlp = importlib.import_module("quack.mlp")
-
-    def call(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str) -> Tensor:
-        return mlp.mlp_func(x, w1, w2, _QUACK_ACTIVATIONS[activation], bias1=b1, bias2=b2)
-
-    return call
-
-
-class FlagGems(_Library):
-    """flag-gems' ATen replacements, called directly; forward only, since its backward hooks in by the dispatcher."""
-
-    name, module = "flag-gems", "flag_gems"
-
-    def table(self) -> Table:
-        gems = importlib.import_module("flag_gems")
-
-        def inference(call: Callable[..., Any]) -> Callable[[Workload], Callable[..., Any]]:
-            def make(work: Workload) -> Callable[..., Any]:
-                work.inference_only("flag-gems called directly")
-                return call
-
-            return make
-
-        return {
-            "softmax": inference(lambda x, dim=-1, **_: gems.softmax(x, dim)),
-            "layer_norm": inference(lambda x, shape, w, b, eps=1e-5: gems.layer_norm(x, list(shape), w, b, eps)[0]),
-        }
+        return lambda input, shape, weight, bias, eps=1e-5: gems.layer_norm(input, list(shape), weight, bias, eps)[0]
+    return lambda input, shape, weight, bias, eps=1e-5: LayerNorm.apply(input, list(shape), weight, bias, eps)
 
 
 class Helion(Provider):
-    """helion's pretuned kernels. They are in its repository and not in its wheel: HELION_PRETUNED names the folder."""
+    """helion's pretuned kernels, which are in its repository and not in its wheel: `pretuned_kernels` there.
+
+    HELION_PRETUNED names the folder, or it lies on sys.path under that name (bench/wheels.sh packs it from a checkout).
+    Compiled for a configuration of its own choice, without them, helion would be measured below its worth; tuned here it
+    takes minutes a shape.
+    """
 
     name = "helion"
 
     def available(self, device: str) -> str:
         if reason := needs_cuda(device) or missing("helion"):
             return reason
-        folder = os.environ.get("HELION_PRETUNED", "")
-        if not folder:
-            return "HELION_PRETUNED does not name a checkout's pretuned_kernels folder (the wheel has none)"
-        return "" if (Path(folder) / "softmax" / "softmax.py").exists() else f"no pretuned kernels in HELION_PRETUNED={folder}"
+        folder = pretuned_folder()
+        if folder is None:
+            return "no pretuned_kernels folder of a checkout: the wheel has none, HELION_PRETUNED may name one"
+        return "" if (folder / "softmax" / "softmax.py").exists() else f"no pretuned kernels in {folder.name}"
 
     def prepare(self, work: Workload) -> Prepared:
         work.inference_only("a pretuned helion kernel")
         if work.op not in ("softmax", "layer_norm"):
             raise Unsupported(f"helion has no pretuned {work.op}")
-        folder = Path(os.environ["HELION_PRETUNED"]) / work.op
+        folder = pretuned_folder()
+        assert folder is not None  # available() said so
+        if work.op == "softmax":
+            rows_of(work, "helion's softmax")
+        else:
+            affine(work, "helion's layer norm")
         major, minor = torch.cuda.get_device_capability()
-        tuned = sorted(p.stem for p in folder.glob("_helion_aot_*_cuda_sm*.py"))
-        spec = importlib.util.spec_from_file_location(f"helion_pretuned_{work.op}", folder / f"{work.op}.py")
-        if spec is None or spec.loader is None:
-            raise Unsupported(f"{folder} holds no module {work.op}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        kernel = getattr(module, work.op)
-        call: Callable[..., Any] = {
-            "softmax": lambda x, dim=-1, **_: kernel(x),
-            "layer_norm": lambda x, shape, w, b, eps=1e-5: kernel(x, w, b),
-        }[work.op]
+        tuned = sorted(p.stem for p in (folder / work.op).glob("_helion_aot_*_cuda_sm*.py"))
+        with limited(library.PREPARE_S, self.name):
+            kernel = getattr(_load(folder / work.op / f"{work.op}.py"), work.op)
+            calls: dict[str, Callable[..., Any]] = {
+                "softmax": lambda input, dim=-1, **_: kernel(input),
+                "layer_norm": lambda input, shape, weight, bias, eps=1e-5: kernel(input, weight, bias),
+            }
+            call = calls[work.op]
+            rehearse(work, call)
         own = any(t.endswith(f"sm{major}{minor}") for t in tuned)
-        return Prepared(call, "pretuned for this GPU" if own else f"pretuned for another GPU: {', '.join(tuned) or 'none'}")
+        whose = "this GPU" if own else f"another GPU: {', '.join(tuned) or 'none'}"
+        return Prepared(call, f"helion {version_of('helion')}, pretuned for {whose}")
+
+
+def pretuned_folder() -> Path | None:
+    """Where helion's pretuned kernels are, or None."""
+    named = os.environ.get("HELION_PRETUNED", "")
+    places = [Path(named)] if named else [Path(p) / "pretuned_kernels" for p in sys.path]
+    return next((p for p in places if p.is_dir()), None)
+
+
+def _load(path: Path) -> ModuleType:
+    """The module of a file, imported once."""
+    name = f"helion_pretuned_{path.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise Unsupported(f"{path} is no module")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
