@@ -1,4 +1,4 @@
-"""python -m bench run | report | compare | providers | plan"""
+"""python -m bench run | report | compare | providers | plan | forecast | publish"""
 
 from __future__ import annotations
 
@@ -29,8 +29,24 @@ def main(argv: list[str] | None = None) -> int:
     providers.add_argument("--device", default=None, help="cuda or cpu; default: what is there")
     plan = commands.add_parser("plan", help="the GPU matrix in the order it would run")
     plan.add_argument("--only", default="")
+    forecast = commands.add_parser(
+        "forecast", help="write what each headline row should take to bench/results/<gpu>/forecast.csv"
+    )
+    forecast.add_argument("--gpu", default="all", help="h100, h200 or all (default)")
+    forecast.add_argument("--root", type=Path, default=ROOT, help="the checkout to write in")
+    publish = commands.add_parser(
+        "publish", help="check the results of one GPU's runs, and file them under bench/results/<gpu>/"
+    )
+    publish.add_argument("results", type=Path, nargs="+", help="folders that bench/gpu.sh wrote, or their results.tar.gz")
+    publish.add_argument("--add", action="store_true", help="keep what is filed for this GPU, as the earliest run")
+    publish.add_argument("--replace", action="store_true", help="drop what is filed for this GPU")
+    publish.add_argument("--commit", default="", help="for runs that do not say theirs")
+    publish.add_argument("--root", type=Path, default=ROOT, help="the checkout to file in")
     args = parser.parse_args(argv)
-    command = {"run": _run, "report": _report, "compare": _compare, "providers": _providers, "plan": _plan}[args.command]
+    command = {
+        "run": _run, "report": _report, "compare": _compare, "providers": _providers, "plan": _plan, "forecast": _forecast,
+        "publish": _publish,
+    }[args.command]  # fmt: skip
     try:
         return command(args)
     except BrokenPipeError:  # the reader, such as head, has had enough
@@ -111,6 +127,33 @@ def _plan(args: argparse.Namespace) -> int:
     for task, provider in matrix(args.only, [p.name for p in PROVIDERS]):
         moved, flops = task.work()
         print(f"{task.id}-{provider}  {moved / 1e6:.1f} MB  {flops / 1e9:.1f} GFLOP")
+    return 0
+
+
+def _forecast(args: argparse.Namespace) -> int:
+    from .forecast import GPUS, write_forecast
+
+    names = list(GPUS) if args.gpu == "all" else [args.gpu]
+    if unknown := set(names) - set(GPUS):
+        print(f"python -m bench forecast: --gpu: got {', '.join(unknown)}, allowed: {', '.join(GPUS)}, all", file=sys.stderr)
+        return 2
+    for name in names:
+        print(f"wrote {write_forecast(args.root / 'bench' / 'results' / name, name)}")
+    return 0
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from .publish import publish
+    from .results_format import FormatError
+
+    try:
+        done = publish(args.results, args.root, args.add, args.replace, args.commit)
+    except (FormatError, OSError) as error:
+        print(f"python -m bench publish: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(done.said))
+    for warning in done.warnings:
+        print(f"python -m bench publish: note: {warning}", file=sys.stderr)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -81,10 +82,15 @@ def environment() -> dict[str, str]:
     }
 
 
+def gpu_folder(name: str) -> str:
+    """The name under bench/results/ for runs on a GPU of this name; "cpu" for "". Cards that differ never share one."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("nvidia", "")).strip("-")
+    return {"": "cpu", "h100-80gb-hbm3": "h100"}.get(slug, slug)
+
+
 def device_folder() -> str:
-    """The name under bench/results/ for this machine's runs: the GPU's, or "cpu"."""
-    gpu = environment()["gpu"]
-    return gpu.lower().replace("nvidia ", "").replace(" ", "-") if gpu else "cpu"
+    """The name under bench/results/ for this machine's runs."""
+    return gpu_folder(environment()["gpu"])
 
 
 def clocks() -> dict[str, str]:
