@@ -1,216 +1,283 @@
-"""The steps of bench/gpu.sh. Each runs in its own process with a time limit; the summary is rewritten after each."""
+"""Runs a plan of steps on a GPU within a budget of seconds. bench/gpu.sh calls it; bench/plans.py says what runs.
+
+Each step is a process of its own with a time limit. The summary, machine.json and results.tar.gz are written again after each
+step, and a measurement is flushed as it is made: a run that is cut short keeps what it has.
+"""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from .environment import ROOT, alone, environment
-from .test_3_matrix import CONTEXT_LOST
+from .environment import ROOT, alone
+from .failure import CONTEXT_LOST
+from .plans import CLOSE_S, GRACE_S, PLANS, Plan, Step
+from .profile import profiler
+from .results_format import machine_record, pack, write_machine, write_whole
+from .sanitize import sanitizer
 
-REPORT_S = 25.0  # kept back for drawing the report
-GRACE_S = 20.0  # between the moment that measuring stops and the step's limit, to finish a measurement and write files
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a GPU run.
-
-    limit_s: the most seconds it may take. measures: the step runs a bench file, which gets the CSV, the JSON and a budget.
-    needs: a program without which the step is skipped.
-    """
-
-    name: str
-    what: str
-    command: tuple[str, ...]
-    limit_s: float
-    measures: bool = False
-    needs: str = ""
-
-
-PARALLEL = ("-n", "8") if importlib.util.find_spec("xdist") else ()  # most of the time goes into compiling kernels
-KEEP_GOING = (sys.executable, "-m", "pytest", "-q", "--maxfail=40", "--tb=short")
-BENCH = (sys.executable, "-m", "pytest", "-q", "--tb=short", "--benchmark-columns=median,iqr,rounds")
-SANITIZE = ("compute-sanitizer", "--target-processes", "application-only", "--error-exitcode", "86", "--print-limit", "20")
-RUN_SUBSET = (sys.executable, "-m", "bench.sanitize")
-MATRIX = "matrix"
-STEPS = (
-    Step("variants", "long and odd rows first: kernels that nothing but a GPU can run", (*KEEP_GOING, *PARALLEL, "tests/gpu/test_1_variants.py"), 50),
-    Step("correctness", "every op, forward and backward, every dtype, held to the contract",
-         (*KEEP_GOING, *PARALLEL, "tests/gpu", "--ignore=tests/gpu/test_1_variants.py", "--ignore=tests/gpu/test_2_inlining.py",
-          "--ignore=tests/gpu/test_3_graphs.py"), 90),
-    Step("memcheck", "out-of-bounds and misaligned accesses on a subset", (*SANITIZE, "--tool", "memcheck", *RUN_SUBSET), 45, needs="compute-sanitizer"),
-    Step("racecheck", "shared-memory races on a subset", (*SANITIZE, "--tool", "racecheck", *RUN_SUBSET), 35, needs="compute-sanitizer"),
-    Step("inlining", "kernels inlined by wrap_triton; an AOTInductor package in a process without fused_ops", (*KEEP_GOING, *PARALLEL, "tests/gpu/test_2_inlining.py"), 55),
-    Step("graphs", "CUDA graphs: capture, new inputs, replay", (*KEEP_GOING, "tests/gpu/test_3_graphs.py"), 30),
-    Step("roofline", "copy bandwidth and matrix rates", (*BENCH, "bench/test_1_roofline.py"), 30, measures=True),
-    Step("host", "host time of a call", (*BENCH, "bench/test_2_host.py"), 30, measures=True),
-    Step(MATRIX, "every op, case, pass and provider, in priority order", (*BENCH, "bench/test_3_matrix.py"), 0, measures=True),
-    Step("models", "MiniLM, a GPT-2 block and a ViT block: inference and a training step", (*BENCH, "bench/test_4_models.py"), 75, measures=True),
-    Step("tensorrt", "tensorrt probe: build an engine with TensorRT for RTX, and run it", (sys.executable, "-m", "bench.tensorrt_probe"), 30),
-)  # fmt: skip
-AFTER_MATRIX = ("models", "tensorrt")
+NOTHING_TO_RUN = 5  # pytest's status when it selects no test
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/gpu.sh", description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--budget", type=float, default=570, help="seconds for everything (default 570)")
+    parser.add_argument("--call", default="first", help=f"the plan: {', '.join(PLANS)} (default first)")
+    parser.add_argument("--seconds", type=float, default=None, help="seconds for everything (default: the plan's)")
     parser.add_argument("--only", default="", help="regular expression on a measurement's id, such as softmax-4k-bf16-fwd")
-    parser.add_argument("--steps", default="", help="comma-separated: " + ",".join(s.name for s in STEPS))
-    parser.add_argument(
-        "--resume", nargs="?", const="", default=None, metavar="CSV", help="keep what OUT/results.csv or CSV holds"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
+    parser.add_argument("--steps", default="", help="comma-separated steps of the plan (default: all)")
+    parser.add_argument("--again", default="", help="tests to run before anything else in the second plan, comma-separated")
+    parser.add_argument("--resume", action="store_true", help="keep what OUT holds, and leave out what it has finished")
+    parser.add_argument("--dry-run", action="store_true", help="say second by second what would run, and run nothing")
     args = parser.parse_args(argv)
-    names = [s.name for s in STEPS]
+    if args.call not in PLANS:
+        parser.error(f"--call: got {args.call}, allowed: {', '.join(PLANS)}")
+    args.plan = PLANS[args.call]
+    names = [s.name for s in args.plan.steps]
     args.chosen = [n for n in args.steps.split(",") if n] or names
     if unknown := set(args.chosen) - set(names):
         parser.error(f"--steps: got {', '.join(sorted(unknown))}, allowed: {', '.join(names)}")
-    if args.resume and not Path(args.resume).is_file():
-        parser.error(f"--resume: no file {args.resume}")
+    args.seconds = args.plan.seconds if args.seconds is None else args.seconds
+    if not args.seconds > 0:
+        parser.error(f"--seconds: got {args.seconds:g}, allowed: more than 0")
     return args
 
 
-class Run:
-    """One run: the time left, the files under out, and the summary so far."""
+Execute = Callable[[list[str], float, Path, str, dict[str, str]], tuple[int, str]]
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.out = args, args.out
-        self.deadline = time.monotonic() + args.budget
-        self.lines: list[str] = []
+
+class Run:
+    """One run of a plan: the time left, the files under out, and what each step said.
+
+    clock, execute: the time in seconds, and what runs a command; a test gives its own.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, clock: Callable[[], float] = time.monotonic, execute: Execute | None = None
+    ) -> None:
+        self.args, self.out, self.clock = args, args.out, clock
+        self.execute = globals()["execute"] if execute is None else execute
+        self.plan: Plan = args.plan
+        self.started, self.deadline = datetime.now(timezone.utc), clock() + args.seconds
+        self.done: list[dict[str, Any]] = []
         self.failed = False
         self.parts = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
 
     def left(self) -> float:
-        return self.deadline - time.monotonic()
+        return self.deadline - self.clock()
+
+    def steps(self) -> list[Step]:
+        return [s for s in self.plan.steps if s.name in self.args.chosen]
 
     def limit(self, step: Step) -> float:
-        """Seconds this step may take now: its own limit, or for the matrix all but what later steps and the report need."""
-        later = sum(s.limit_s for s in STEPS if s.name in AFTER_MATRIX and s.name in self.args.chosen)
-        if step.name == MATRIX:
-            return self.left() - later - REPORT_S
-        return min(step.limit_s, self.left() - (0 if step.name in AFTER_MATRIX else REPORT_S))
+        """Seconds that a step may take now."""
+        steps = self.steps()
+        later = steps[steps.index(step) + 1 :]
+        wanted = step.limit_s
+        if step.grows:
+            wanted = max(wanted, self.left() - CLOSE_S - sum(s.limit_s for s in later if not self.why_not(s)))
+        return min(wanted, self.left() - CLOSE_S - sum(s.limit_s for s in later if s.kept))
+
+    def why_not(self, step: Step) -> str:
+        """Why a step is not run here; "" where it can be."""
+        if step.needs == "{again}":
+            return "" if self.args.again else "skipped: no test named by --again"
+        if step.needs.endswith("/"):
+            return "" if (ROOT / step.needs).is_dir() else f"skipped: no folder {step.needs}"
+        found = {"compute-sanitizer": sanitizer, "ncu": profiler, "": lambda: "nothing"}[step.needs]()
+        return "" if found else f"skipped: no {step.needs} here"
 
     def command(self, step: Step, limit: float, crashed: bool = False) -> list[str]:
-        command = list(step.command)
+        words = {
+            "out": str(self.out), "seconds": f"{max(limit - GRACE_S, 2):.0f}", "wheels": str(self.parts / "site"),
+            "again": self.args.again,
+        }  # fmt: skip
+        command = [word.format(**words) for word in step.command if word != "{again}"]
+        command += self.args.again.split(",") if "{again}" in step.command else []
         if step.measures:
-            json_file = self.parts / f"{step.name}{len(list(self.parts.glob('*.json')))}.json"
+            json_file = self.parts / f"{len(self.done):02}-{step.name}{'-again' * crashed}.json"
             command += [f"--bench-csv={self.out / 'results.csv'}", f"--benchmark-json={json_file}"]
-            command += [f"--bench-budget={max(limit - GRACE_S, 5):.0f}"]
-            command += [f"--bench-only={self.args.only}"] if self.args.only and step.name in (MATRIX, "models") else []
-            command += ["--bench-resume"] if self.args.resume is not None or crashed else []
+            command += [f"--bench-until={time.time() + max(limit - GRACE_S, 2):.1f}"]
+            command += [f"--bench-only={self.args.only}"] if self.args.only and step.grows else []
+            command += ["--bench-resume"] if self.args.resume or crashed else []
             command += ["--bench-after-crash"] if crashed else []
         return command
 
+    def environment(self) -> dict[str, str]:
+        """os.environ for a step: the peers that were installed come after everything else on the path."""
+        path = [p for p in (os.environ.get("PYTHONPATH", ""), str(self.parts / "site")) if p]
+        return alone() | {"PYTHONPATH": os.pathsep.join(path), "FUSED_OPS_CACHE": str(self.parts / "tables")}
+
     def do(self, step: Step) -> None:
-        started, crashed = time.monotonic(), False
+        started, crashed = self.clock(), False
+        if reason := self.why_not(step):
+            return self.tell(step, "skipped", reason, 0)
         while True:
             limit = self.limit(step)
-            if step.needs and shutil.which(step.needs) is None:
-                return self.tell(step, f"skipped: no {step.needs} here", 0)
-            if limit < 8:
-                return self.tell(step, "skipped: the budget is spent", 0)
-            status, tail = execute(self.command(step, limit, crashed), limit, self.out / "log.txt", step.name)
-            if status != CONTEXT_LOST or step.name != MATRIX:
+            if limit < step.least_s:
+                return self.tell(step, "skipped", f"skipped: {max(limit, 0):.0f} s were left for it", 0)
+            command = self.command(step, limit, crashed)
+            status, tail = self.execute(command, limit, self.out / "log.txt", step.name, self.environment())
+            if status != CONTEXT_LOST or not step.measures:
                 break
             crashed = True  # the measurement that lost the context is in the CSV as an error; go on after it
-        good = status == 0 or (status == 5 and step.measures)  # 5: pytest had nothing to run
-        verdict = "ok" if good else "stopped at its limit" if status == 124 else f"FAILED (status {status})"
-        self.failed |= not good and status != 124
-        self.tell(step, f"{verdict}: {tail}", time.monotonic() - started)
+        good = status == 0 or (status == NOTHING_TO_RUN and step.measures)
+        verdict = "ok" if good else "cut" if status == 124 else "failed"
+        self.failed |= verdict == "failed"
+        said = tail if good else f"stopped at its limit: {tail}" if verdict == "cut" else f"FAILED (status {status}): {tail}"
+        self.tell(step, verdict, said, self.clock() - started)
 
-    def tell(self, step: Step, said: str, seconds: float) -> None:
-        self.lines.append(f"| {step.name} | {seconds:.0f} s | {said.replace('|', '/')} |")
-        print(f"[{self.left():5.0f} s left] {step.name}: {said}", flush=True)
-        self.write()
+    def tell(self, step: Step, status: str, said: str, seconds: float) -> None:
+        """Note what a step said, and write all files that tell of it."""
+        self.done.append({"name": step.name, "status": status, "seconds": round(seconds, 1), "said": said})
+        print(f"[{self.left():5.0f} s left] {step.name} ({seconds:.0f} s): {said}", flush=True)
+        try:
+            self.write()
+        except Exception as error:  # a full disk or a damaged part must not end the run
+            print(f"bench/gpu.sh: the summary could not be written: {type(error).__name__}: {error}", flush=True)
 
     def write(self) -> None:
-        """summary.md and benchmark.json as they stand."""
-        machine = "\n".join(f"- {k}: {v}" for k, v in environment().items() if v)
-        table = "\n".join(["| step | time | result |", "|---|---|---|", *self.lines])
-        (self.out / "summary.md").write_text(f"# GPU run\n\n{machine}\n\n{table}\n")
+        """summary.md, machine.json, benchmark.json, tuned.json and results.tar.gz as they stand."""
+        record = machine_record(self.args.call, self.args.seconds, self.started, self.done)
+        write_machine(self.out, record)
+        machine = "\n".join(f"- {k}: {v}" for k, v in record.items() if v and k != "steps")
+        rows = "\n".join(f"| {s['name']} | {s['seconds']:.0f} s | {s['said'].replace('|', '/')} |" for s in self.done)
+        text = f"# GPU run\n\n{machine}\n\n| step | time | result |\n|---|---|---|\n{rows}\n{self.drift()}"
+        write_whole(self.out / "summary.md", text.encode())
         merge_json(sorted(self.parts.glob("*.json")), self.out / "benchmark.json")
+        tables = sorted((self.parts / "tables").glob("*.json"))
+        if tables:
+            write_whole(self.out / "tuned.json", tables[-1].read_bytes())
+        pack(self.out)
 
-    def report(self) -> None:
+    def drift(self) -> str:
+        """A sentence for each limit of the hardware that moved during the run."""
+        from .record import read
+        from .roofline import drift
+
         results = self.out / "results.csv"
-        if results.exists():
-            with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, "-m", "bench", "report", str(results), "--out", folder]
-                status, tail = execute(command, max(self.left(), 10), self.out / "log.txt", "report")
-                if status == 0:
-                    shutil.copyfile(Path(folder) / "report.html", self.out / "report.html")
-            self.lines.append(f"| report | | {tail} |")
-            self.write()
+        try:
+            said = drift(read(results)) if results.exists() else []
+        except ValueError as error:  # a damaged file: the rest of the summary is still true
+            said = [f"results.csv could not be read: {error}"]
+        return "".join(f"\n{sentence}\n" for sentence in said)
+
+    def all(self) -> int:
+        """Run every step. Returns the exit status: 1 where a step failed."""
+        finished = self.finished() if self.args.resume else set()
+        for step in self.steps():
+            if step.name not in finished:
+                self.do(step)
+        return int(self.failed)
+
+    def finished(self) -> set[str]:
+        """The steps that an earlier run into out has ended well; they stay in its record."""
+        file = self.out / "machine.json"
+        earlier = json.loads(file.read_text())["steps"] if file.exists() else []
+        self.done = [s for s in earlier if s["status"] == "ok"]
+        return {s["name"] for s in self.done}
 
 
-def execute(command: list[str], limit: float, log: Path, name: str) -> tuple[int, str]:
+def execute(command: list[str], limit: float, log: Path, name: str, environment: dict[str, str]) -> tuple[int, str]:
     """Run with all output appended to log. Returns (status, the last line); 124 when the limit stopped it."""
     with log.open("ab") as file:
         file.write(f"\n===== {name}: {' '.join(command)}\n".encode())
         file.flush()
         start = file.tell()
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=alone(), start_new_session=True
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True
         )
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
             status = 124
+        finally:
+            kill(process)
     with log.open("rb") as file:
         file.seek(start)
         lines = file.read().decode(errors="replace").strip().splitlines()
-    return status, lines[-1][:200] if lines else ""
+    return status, last_line(lines)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started: politely, and after two seconds not."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, signal_number)
+        except (ProcessLookupError, PermissionError):
+            break
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def last_line(lines: list[str]) -> str:
+    """The last line that says something, without pytest's rule of equals signs."""
+    said = [line.strip("= \t") for line in lines]
+    return next((re.sub(r"\s+", " ", line) for line in reversed(said) if line), "")[:300]
 
 
 def merge_json(parts: list[Path], target: Path) -> None:
-    """One pytest-benchmark file from those of the steps."""
-    whole: dict[str, object] = {}
+    """One pytest-benchmark file from those of the steps; a part that was cut short is left out."""
+    whole: dict[str, Any] = {}
     benchmarks: list[object] = []
     for part in parts:
-        if part.stat().st_size:
+        try:
             content = json.loads(part.read_text())
-            benchmarks += content.pop("benchmarks")
-            whole = content
+        except ValueError:
+            continue
+        for benchmark in content.pop("benchmarks"):
+            benchmark["stats"].pop("data", None)  # the samples: their quantiles are in the CSV
+            benchmarks.append(benchmark)
+        whole = content
     if whole:
-        target.write_text(json.dumps({**whole, "benchmarks": benchmarks}))
+        write_whole(target, json.dumps({**whole, "benchmarks": benchmarks}).encode())
 
 
-def plan(run: Run) -> None:
-    """Print every step with its limit and command, and the head of the matrix."""
-    from .providers import PROVIDERS
-    from .tasks import matrix
+def tell_plan(run: Run) -> None:
+    """Print second by second what the plan would run when each step takes its limit."""
+    print(f"{run.args.call}: {run.plan.what}\nWould run within {run.args.seconds:.0f} s, into {run.out}:")
+    begin = run.clock()
+    elapsed = 0.0
+    run.clock = lambda: begin + elapsed
+    for step in run.steps():
+        reason = run.why_not(step)
+        limit = 0.0 if reason else run.limit(step)
+        if not reason and limit < step.least_s:
+            reason, limit = f"skipped: {max(limit, 0):.0f} s would be left for it", 0.0
+        print(f"  {elapsed:4.0f} - {elapsed + limit:4.0f} s  {step.name:<15} {step.what}{f'  [{reason}]' * bool(reason)}")
+        if not reason:
+            print(f"{'':20}{' '.join(run.command(step, limit))}")
+        elapsed += limit
+    print(f"  {elapsed:4.0f} - {elapsed + CLOSE_S:4.0f} s  {'close':<15} summary and results.tar.gz")
+    sweeps = [n for s in run.steps() for word in s.command if word.startswith("--bench-sweep=") for n in word[14:].split(",")]
+    if sweeps:
+        from .headline import headline_tasks, sweep
+        from .providers import PROVIDERS
 
-    print(f"Would run within {run.args.budget:.0f} s, into {run.out}:")
-    for step in STEPS:
-        if step.name in run.args.chosen:
-            limit = run.limit(step)
-            absent = f"  [skipped here: no {step.needs}]" if step.needs and shutil.which(step.needs) is None else ""
-            share = "all that is left" if step.name == MATRIX else f"at most {step.limit_s:.0f} s"
-            print(f"  {step.name:<12} {share:<16} {step.what}{absent}\n{'':15}{' '.join(run.command(step, limit))}")
-    print("Providers:")
-    for provider in PROVIDERS:
-        print(f"  {provider.name:<22} {provider.available('cuda') or 'available'}")
-    tasks = matrix(run.args.only, [p.name for p in PROVIDERS])
-    print(f"Matrix: {len(tasks)} measurements in this order (providers that are absent left out at run time):")
-    for task, provider in tasks[: len(PROVIDERS)]:
-        print(f"  {task.id}-{provider}")
+        names = [p.name for p in PROVIDERS]
+        print(f"Headline rows, {len(headline_tasks())} of them, in this order:")
+        print("\n".join(f"  {task.id}" for task in headline_tasks() if re.search(run.args.only, task.id)))
+        for number in sweeps:
+            pairs = sweep([int(number)], names)
+            print(
+                f"Sweep {number}: {', '.join(dict.fromkeys(name for _, name in pairs))}: {len(pairs)} measurements at the most"
+            )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -218,25 +285,22 @@ def main(argv: list[str] | None = None) -> int:
     run = Run(args)
     try:
         if args.dry_run:
-            plan(run)
+            with contextlib.suppress(BrokenPipeError):  # the reader, such as head, has had enough
+                tell_plan(run)
+                sys.stdout.flush()
             return 0
         import torch
 
         if not torch.cuda.is_available():
             print("bench/gpu.sh: no CUDA device: nothing was run; --dry-run says what would", file=sys.stderr)
             return 2
-        results = args.out / "results.csv"
-        if args.resume is None:
-            results.unlink(missing_ok=True)
-        elif args.resume and Path(args.resume).resolve() != results.resolve():
-            shutil.copyfile(args.resume, results)
-        (args.out / "log.txt").unlink(missing_ok=True)
-        for step in STEPS:
-            if step.name in args.chosen:
-                run.do(step)
-        run.report()
+        args.out.mkdir(parents=True, exist_ok=True)
+        if not args.resume:
+            for name in ("results.csv", "correctness.csv", "log.txt", "tuned.json", "benchmark.json", "results.tar.gz"):
+                (args.out / name).unlink(missing_ok=True)
+        status = run.all()
         print((args.out / "summary.md").read_text())
-        return int(run.failed)
+        return status
     finally:
         shutil.rmtree(run.parts, ignore_errors=True)
 

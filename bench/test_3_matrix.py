@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from .failure import CONTEXT_LOST, exit_if_context_is_lost, first_line
+from .headline import sweep
 from .measure import Bundle, Measurement, Skip, describe, release
+from .patience import at_most
 from .providers import PROVIDERS, Unsupported, by_name
 from .record import Recorder
 from .roofline import Roofline
@@ -17,7 +21,6 @@ from .tasks import Task, matrix
 from .timing import DeviceClock
 
 DEVICE = "cuda"
-CONTEXT_LOST = 77  # exit status: run again with --bench-resume --bench-after-crash
 CLOCK = DeviceClock()
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -31,7 +34,11 @@ def _absent() -> dict[str, str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "task" in metafunc.fixturenames:
         here = [p.name for p in PROVIDERS if p.name not in _absent()] if torch.cuda.is_available() else []
-        chosen = matrix(metafunc.config.getoption("--bench-only"), here)
+        only, sweeps = metafunc.config.getoption("--bench-only"), metafunc.config.getoption("--bench-sweep")
+        chosen = matrix(only, here)
+        if sweeps:
+            pairs = sweep(map(int, sweeps.split(",")), here)
+            chosen = [(task, provider) for task, provider in pairs if re.search(only, f"{task.id}-{provider}")]
         metafunc.parametrize(("task", "provider"), [pytest.param(t, p, id=f"{t.id}-{p}") for t, p in chosen])
 
 
@@ -65,17 +72,20 @@ def test_absent_providers(recorder: Recorder) -> None:
 @pytest.mark.benchmark(timer=CLOCK)
 def test_provider(
     task: Task, provider: str, benchmark: Any, recorder: Recorder, roofline: Roofline | None, current: _Current,
-    measured_already: Callable[..., bool],
+    measured_already: Callable[..., bool], patience: float,
 ) -> None:  # fmt: skip
     who = by_name(provider)
     names = describe(task, who)
     if measured_already({**task.key, "provider": provider}):
         pytest.skip("measured already")
     try:
-        bundle = current.of(task)
-        measurement = Measurement(who, bundle)
-        if task.kind == "kernel" and measurement.verdict.right:
-            measurement.capture()
+        with at_most(patience, lambda reason: recorder.add(**names, status="error", reason=reason), CONTEXT_LOST):
+            bundle = current.of(task)
+            measurement = Measurement(who, bundle)
+            if task.kind == "kernel" and measurement.verdict.right:
+                measurement.capture()
+            samples = measure(measurement, benchmark)
+            row = recorder.add(**measurement.row(samples, roofline))
     except Unsupported as reason:
         recorder.add(**names, status="unsupported", reason=str(reason))
         pytest.skip(str(reason))
@@ -83,26 +93,15 @@ def test_provider(
         recorder.add(**names, status="skipped", reason=str(reason))
         pytest.skip(str(reason))
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        recorder.add(**names, status="error", reason=f"{type(error).__name__}: {first}"[:400])
-        _exit_if_context_is_lost()
+        recorder.add(**names, status="error", reason=first_line(error))
+        exit_if_context_is_lost()
         release()
         if who.role == "peer" or isinstance(error, torch.cuda.OutOfMemoryError):
-            pytest.skip(f"{provider} failed: {type(error).__name__}: {first}")
+            pytest.skip(f"{provider} failed: {first_line(error)}")
         raise
-    samples = measure(measurement, benchmark)
-    row = recorder.add(**measurement.row(samples, roofline))
     benchmark.extra_info.update({k: v for k, v in row.items() if v != ""})
     if who.role == "ours":
         assert measurement.verdict.right, measurement.verdict.reason()
-
-
-def _exit_if_context_is_lost() -> None:
-    """After an illegal access every later CUDA call of this process fails: end it, so that a new one can go on."""
-    try:
-        torch.cuda.synchronize()
-    except Exception:
-        pytest.exit("the CUDA context is lost", returncode=CONTEXT_LOST)
 
 
 def measure(measurement: Measurement, benchmark: Any) -> list[float]:

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from .check import relative_error
+from .failure import CONTEXT_LOST, exit_if_context_is_lost, first_line
 from .models import MODELS, Model
+from .patience import at_most
 from .providers import Unsupported
 from .providers.whole_models import MODEL_PROVIDERS
 from .record import Recorder, spread
-from .timing import DeviceClock, Replay, sample_count, wall_samples
+from .timing import DeviceClock, Replay, wall_samples
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -49,7 +51,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     only = metafunc.config.getoption("--bench-only")
     params = []
     pairs = [(case, provider) for case in _cases() for provider in MODEL_PROVIDERS]
-    for (model, dtype, batch, pass_, kind), provider in sorted(pairs, key=lambda pair: pair[1].tier):
+    for (model, dtype, batch, pass_, kind), provider in sorted(
+        pairs, key=lambda pair: pair[1].tier + 2 * (pair[0][1] == "fp16")
+    ):
         name = f"model-{model.name}_b{batch}-{dtype}-{pass_}-{kind}-{provider.name}"
         if re.search(only, name):
             params.append(pytest.param(model, dtype, batch, pass_, kind, provider, id=name))
@@ -79,7 +83,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.mark.benchmark(timer=CLOCK)
 def test_model(
     model: Model, dtype: str, batch: int, pass_: str, kind: str, provider: Any, benchmark: Any, recorder: Recorder,
-    measured_already: Callable[..., bool],
+    measured_already: Callable[..., bool], patience: float,
 ) -> None:  # fmt: skip
     names: dict[str, Any] = {
         "op": "model", "case": f"{model.name}_b{batch}", "dtype": dtype, "pass": pass_, "kind": kind,
@@ -90,25 +94,29 @@ def test_model(
     if reason := provider.available(DEVICE):
         recorder.add(**names, status="absent", reason=reason)
         pytest.skip(reason)
-    module, x, expected = _setting(model.name, dtype, batch)
     try:
-        own, run, said = provider.prepare(module, x, training=pass_ == "train_step")
-        with torch.no_grad():
-            error = relative_error(run(x), expected)
+        with at_most(patience, lambda reason: recorder.add(**names, status="error", reason=reason), CONTEXT_LOST):
+            module, x, expected = _setting(model.name, dtype, batch)
+            own, run, said = provider.prepare(module, x, training=pass_ == "train_step")
+            with torch.no_grad():
+                error = relative_error(run(x), expected)
+            right = error <= LIMITS[dtype]
+            samples, method = _measure(own, run, x, pass_, kind) if right else ([], "")
     except Unsupported as reason:
         recorder.add(**names, status="unsupported", reason=str(reason))
         pytest.skip(str(reason))
     except Exception as error:
-        recorder.add(**names, status="error", reason=f"{type(error).__name__}: {error}"[:400])
+        recorder.add(**names, status="error", reason=first_line(error))
+        if ON_GPU:
+            exit_if_context_is_lost()
         if provider.role == "peer":
-            pytest.skip(f"{provider.name} failed: {error}")
+            pytest.skip(f"{provider.name} failed: {first_line(error)}")
         raise
     names |= {"configuration": said, "error": f"{error:.3g}", "error_limit": LIMITS[dtype]}
-    if not error <= LIMITS[dtype]:
+    if not right:
         recorder.add(**names, status="wrong", reason=f"output: relative error {error:.3g}, allowed {LIMITS[dtype]:g}")
         assert provider.role == "peer", f"ours differs from the fp64 model by {error:.3g}"
         pytest.skip("wrong, not timed")
-    samples, method = _measure(own, run, x, pass_, kind)
     remaining = iter(samples)
     benchmark.group = f"{names['case']}-{dtype}-{pass_}-{kind}"
     benchmark.pedantic(lambda: CLOCK.advance(next(remaining)), rounds=len(samples))
@@ -127,7 +135,7 @@ def _measure(own: nn.Module, run: Any, x: Tensor, pass_: str, kind: str) -> tupl
 
     if kind == "kernel":
         replay = Replay([forward])
-        return [replay.sample() for _ in range(sample_count(replay.sample(), 1))], replay.method
+        return replay.series(), replay.method
     if kind == "cpu":
         return wall_samples(forward, DEVICE, calls=2, samples=12, clock=time.process_time), "loop"
     return wall_samples(forward, DEVICE, calls=20, samples=30), "loop"
