@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+COMPILING_PART = 0.35  # of the time that tuning is given: what compiling beforehand may take at the most
+
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the app."""
@@ -132,7 +134,7 @@ def _tune(keys: list[Any], dtypes: dict[int, Any], seconds: float | None, again:
     todo = keys if again else [key for key in keys if key not in tables.saved(owner)]
     calls = tune_measure.candidate_calls(todo, dtypes, owner.clusters)
     if calls:
-        compiled = precompile.precompile(calls, Gpu.current(), seconds=limit / 2, longest_first=False)
+        compiled = precompile.precompile(calls, Gpu.current(), seconds=COMPILING_PART * limit, longest_first=False)
         typer.echo(f"precompile: {compiled}", err=True)
     measure = tune_measure.Measure(dtypes)
     with _progress() as progress:
