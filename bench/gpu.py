@@ -130,7 +130,11 @@ class Run:
             if limit < step.least_s:
                 return self.tell(step, "skipped", f"skipped: {max(limit, 0):.0f} s were left for it", 0)
             command = self.command(step, limit, crashed)
-            status, tail = self.execute(command, limit, self.out / "log.txt", step.name, self.environment())
+            try:
+                status, tail = self.execute(command, limit, self.out / "log.txt", step.name, self.environment())
+            except (SystemExit, KeyboardInterrupt):
+                self.tell(step, "cut", "stopped by a signal", self.clock() - started)
+                raise
             if status != CONTEXT_LOST or not step.measures:
                 break
             crashed = True  # the measurement that lost the context is in the CSV as an error; go on after it
@@ -280,9 +284,15 @@ def tell_plan(run: Run) -> None:
             )
 
 
+def _stop(*_: Any) -> None:
+    """On SIGTERM: the step in progress is ended with all that it started, and what it measured is packed."""
+    sys.exit(128 + signal.SIGTERM)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     run = Run(args)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         if args.dry_run:
             with contextlib.suppress(BrokenPipeError):  # the reader, such as head, has had enough

@@ -17,6 +17,7 @@ from .._runtime.launch import recorded
 from .._runtime.launch_path import launch_path
 from .._torch.compile import COMPILE_WITH_ATEN
 from .._torch.spec import FORWARD_ONLY, REGISTRY, OpSpec
+from .forecast import forecast, gpu_named
 
 # Dense FLOP a clock an SM for (16-bit with fp32 accumulation, TF32, fp32), from NVIDIA's architecture white papers.
 _RATES = {
@@ -42,6 +43,7 @@ class Explanation:
     own products among them with grid 0. bytes: inputs read once and outputs written once. flops: of the products, 0 where
     there is none. seconds: the larger of bytes and flops over the GPU's limits, a prediction; None without a GPU.
     launches: which way the kernels are launched and why, "fast path" or "kernel[grid]"; empty where no compiled kernel is.
+    forecast: what the kernels as they are should take, in seconds, and what binds them; None for a GPU or op without a model.
     """
 
     op: str
@@ -57,6 +59,7 @@ class Explanation:
     seconds: float | None = None
     notes: tuple[str, ...] = field(default=())
     launches: str = ""
+    forecast: tuple[float, str] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The fields, JSON-serialisable."""
@@ -75,6 +78,10 @@ class Explanation:
             rate = f"{self.limit.bytes_per_s / 1e9:,.0f} GB/s, {self.limit.flops_per_s / 1e12:,.0f} TFLOP/s"
             lines.append(
                 f"  at best   {self.seconds * 1e6:,.1f} us on {self.limit.gpu} ({rate}): a prediction, not a measurement"
+            )
+        if self.forecast is not None:
+            lines.append(
+                f"  forecast  {self.forecast[0] * 1e6:,.1f} us, bound by {self.forecast[1]}: a model's, not a measurement"
             )
         lines += [f"  note      {note}" for note in self.notes]
         return "\n".join(lines)
@@ -166,7 +173,27 @@ def explain(op: Callable[..., Tensor] | str, *args: Any, **kwargs: Any) -> Expla
         spec.name, str(x.device), str(x.dtype)[6:], tuple(tuple(t.shape) for t in inputs), backend, reason,
         tuple(_step(*launch) for launch in launches), moved, flops, limit, seconds, tuple(notes),
         ": ".join(launch_path()) if backend == "triton" else "",
+        forecast_of(spec.name, raw, torch.cuda.get_device_name(x.device)) if backend == "triton" and x.is_cuda else None,
     )  # fmt: skip
+
+
+def forecast_of(op: str, raw: tuple[Any, ...], gpu: str) -> tuple[float, str] | None:
+    """(seconds, what binds) of a raw operator's forward on a GPU of that name; None where no model is of it.
+
+    raw: the operator's arguments. Softmax over another dimension than the last has no model.
+    """
+    coefficients, x = gpu_named(gpu), raw[0]
+    if coefficients is None or not x.numel() or (op == "softmax" and raw[1] != 1):
+        return None
+    rows = (x.numel() // x.shape[-1], x.shape[-1])
+    if op in ("softmax", "layer_norm"):
+        shape, activation, pass_ = rows, "none", "fwd"
+    elif op == "linear":
+        shape, activation, pass_ = (rows[0], *raw[1].shape), raw[3], "train_fwd" if raw[4] else "fwd"
+    else:
+        return None
+    found = forecast(op, shape, x.element_size(), pass_, coefficients, activation=activation)
+    return found.seconds, found.binding
 
 
 def _why_no_kernel(x: Tensor) -> str:

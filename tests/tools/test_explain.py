@@ -16,6 +16,7 @@ from fused_ops import compile_with_aten, explain, fused_layernorm, fused_linear,
 from fused_ops._runtime import backend as backend_module
 from fused_ops._runtime import settings
 from fused_ops._tools import explain as explain_module
+from fused_ops._tools.forecast import GPUS, forecast
 
 INTERPRETED = """
 import json, torch
@@ -195,3 +196,24 @@ def test_the_choice_of_backend(
         assert run() == ("launch" if expected in ("triton", "interpreter") else "reference")
     said = any("Triton is not installed" in record.getMessage() for record in caplog.records)
     assert said == (device == "cuda" and backend == "auto" and not triton)
+
+
+def test_a_forecast_is_given_where_there_is_a_model() -> None:
+    """Of the same call by the forecast itself; none for another GPU, another dimension, nothing to compute, another op."""
+    x, w = torch.empty(4, 1024, 4096, dtype=torch.bfloat16, device="meta"), torch.empty(1000, 4096, device="meta")
+    half: dict[str, Any] = {"itemsize": 2, "gpu": GPUS["h100"]}
+    for op, raw, expected in (
+        ("softmax", (x, 1, None), forecast("softmax", (4096, 4096), pass_="fwd", **half)),
+        ("layer_norm", (x, None, None, 1e-5), forecast("layer_norm", (4096, 4096), pass_="fwd", **half)),
+        ("linear", (x, w, None, "gelu", False), forecast("linear", (4096, 1000, 4096), pass_="fwd", activation="gelu", **half)),
+        (
+            "linear",
+            (x, w, None, "silu", True),
+            forecast("linear", (4096, 1000, 4096), pass_="train_fwd", activation="silu", **half),
+        ),
+    ):
+        assert explain_module.forecast_of(op, raw, "NVIDIA H100 80GB HBM3") == (expected.seconds, expected.binding)
+        assert explain_module.forecast_of(op, raw, "NVIDIA Unheard-of") is None
+    assert explain_module.forecast_of("softmax", (x, 1024, None), "h100") is None
+    assert explain_module.forecast_of("softmax", (x[:0], 1, None), "h100") is None
+    assert explain_module.forecast_of("mlp", (x,), "h100") is None
