@@ -43,7 +43,11 @@ def test_loses():
 
 
 def start(folder: Path, *options: str, paths: tuple[str, ...] = ("",)) -> subprocess.Popen[str]:
-    """bench.correctness over the test files in folder, or those named; its CSV is folder/out/c.csv."""
+    """bench.correctness over the test files in folder, or those named; its CSV is folder/out/c.csv.
+
+    An ini file makes folder the root of their names, wherever this checkout is.
+    """
+    (folder / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "bench.correctness", str(folder / "out" / "c.csv"), "--allow-cpu", *options]
     environment = {**alone(), "PYTEST_ADDOPTS": "-n 3", "PYTEST_XDIST_WORKER": "gw0", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
