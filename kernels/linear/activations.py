@@ -24,15 +24,22 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _sigmoid_and_slope(x, SCALE: tl.constexpr):
+def _sigmoid_and_slope(x, SCALE: tl.constexpr, PRECISE: tl.constexpr):
     """(s, s (1 - s)) for s = sigmoid(SCALE x), SCALE > 0.
 
-    With e = exp(-SCALE |x|) and r = 1 / (1 + e), s is r or e r by x's sign, and s (1 - s) is e r^2: nothing cancels where s
-    is near 1, so an error of exp2 or of the division stays a relative one, however large the factor that follows.
+    PRECISE: with e = exp(-SCALE |x|) and r = 1 / (1 + e), s is r or e r by x's sign, and s (1 - s) is e r^2: nothing cancels
+    where s is near 1, so an error of exp2 or of the division stays a relative one, however large the factor that follows.
+    16-bit results do not need it, and it takes registers.
     """
-    e = tl.exp2(tl.abs(x) * (-SCALE * LOG2_E))
-    r = 1.0 / (1.0 + e)
-    return tl.where(x >= 0.0, r, e * r), e * r * r
+    if PRECISE:
+        e = tl.exp2(tl.abs(x) * (-SCALE * LOG2_E))
+        r = 1.0 / (1.0 + e)
+        s = tl.where(x >= 0.0, r, e * r)
+        slope = e * r * r
+    else:
+        s = _sigmoid(x * SCALE)
+        slope = s * (1.0 - s)
+    return s, slope
 
 
 @triton.jit
@@ -71,7 +78,7 @@ def activate(x, ACT: tl.constexpr):
 
 
 @triton.jit
-def activation_grad(x, dy, ACT: tl.constexpr):
+def activation_grad(x, dy, ACT: tl.constexpr, PRECISE: tl.constexpr):
     """dy * act'(x), fp32 in and out; x is the pre-activation (for relu the output serves as well)."""
     if ACT == "relu":
         return tl.where(x <= 0.0, 0.0, dy)
@@ -79,17 +86,17 @@ def activation_grad(x, dy, ACT: tl.constexpr):
         cdf = 0.5 * (1.0 + tl.erf(x * SQRT_HALF))
         return dy * (cdf + x * INV_SQRT_2PI * tl.exp(-0.5 * x * x))
     elif ACT == "gelu_tanh":
-        s, slope = _sigmoid_and_slope(x + x * x * x * GELU_CUBIC, TWO_SQRT_2_OVER_PI)
+        s, slope = _sigmoid_and_slope(x + x * x * x * GELU_CUBIC, TWO_SQRT_2_OVER_PI, PRECISE)
         inner = (1.0 + x * x * (3.0 * GELU_CUBIC)) * TWO_SQRT_2_OVER_PI
         return dy * (s + x * slope * inner)
     elif ACT == "quick_gelu":
-        s, slope = _sigmoid_and_slope(x, QUICK_GELU_SLOPE)
+        s, slope = _sigmoid_and_slope(x, QUICK_GELU_SLOPE, PRECISE)
         return dy * (s + x * QUICK_GELU_SLOPE * slope)
     elif ACT == "silu":
-        s, slope = _sigmoid_and_slope(x, 1.0)
+        s, slope = _sigmoid_and_slope(x, 1.0, PRECISE)
         return dy * (s + x * slope)
     elif ACT == "sigmoid":
-        s, slope = _sigmoid_and_slope(x, 1.0)
+        s, slope = _sigmoid_and_slope(x, 1.0, PRECISE)
         return dy * slope
     elif ACT == "tanh":
         t = _tanh(x)

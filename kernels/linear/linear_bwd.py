@@ -46,7 +46,7 @@ def linear_act_bwd_kernel(
         dpre = dpre.to(tl.float32)
         if ACT != "none":
             saved = tl.load(saved_ptr + rows[:, None] * stride_sm + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-            dpre = activation_grad(saved, dpre, ACT)
+            dpre = activation_grad(saved, dpre, ACT, saved_ptr.dtype.element_ty == tl.float32)
         if NEED_DPRE:
             tl.store(dpre_ptr + rows[:, None] * stride_dpm + cols[None, :], dpre.to(dpre_ptr.dtype.element_ty), mask=mask)
         if NEED_DB:
@@ -79,7 +79,7 @@ def linear_dact_kernel(
     saved = acc
     if ACT != "none":
         saved = tl.load(saved_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    dpre = activation_grad(saved, acc, ACT)
+    dpre = activation_grad(saved, acc, ACT, saved_ptr.dtype.element_ty == tl.float32)
     tl.store(dpre_ptr + offsets, dpre.to(dpre_ptr.dtype.element_ty), mask=mask)
     if NEED_DB:
         tl.store(db_ptr + tile_m.to(tl.int64) * N + cols, tl.sum(dpre, axis=0), mask=cols < N)

@@ -34,7 +34,7 @@ def gate_bwd_kernel(
         dy = tl.load(dy_ptr + rows[:, None] * stride_dym + cols[None, :] * stride_dyn, mask=mask, other=0.0).to(tl.float32)
         g = tl.load(g_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         u = tl.load(u_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        dg = activation_grad(g, dy * u, ACT)
+        dg = activation_grad(g, dy * u, ACT, g_ptr.dtype.element_ty == tl.float32)
         du = dy * activate(g, ACT)
         tl.store(dg_ptr + offsets, dg.to(dg_ptr.dtype.element_ty), mask=mask)
         tl.store(du_ptr + offsets, du.to(du_ptr.dtype.element_ty), mask=mask)

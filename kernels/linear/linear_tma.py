@@ -92,7 +92,7 @@ def _store_dact(
         saved = acc
         if ACT != "none":
             saved = saved_desc.load([row, col]).to(tl.float32)
-        dpre = activation_grad(saved, acc, ACT)
+        dpre = activation_grad(saved, acc, ACT, saved_desc.dtype == tl.float32)
         if NEED_DB:
             cols = col.to(tl.int64) + tl.arange(0, BLOCK_N)
             tl.store(db_ptr + tile_m.to(tl.int64) * N + cols, tl.sum(dpre, axis=0), mask=cols < N)
