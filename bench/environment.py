@@ -58,11 +58,13 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The checkout's short commit, with "+" when tracked files differ from it; outside a repository what
-    FUSED_OPS_COMMIT says, or ""."""
+    """What FUSED_OPS_COMMIT says, which knows better where files were carried beside an older repository; else the checkout's
+    short commit, with "+" when tracked files differ from it; outside a repository ""."""
+    if said := os.environ.get("FUSED_OPS_COMMIT", ""):
+        return said
     sha = _output("git", "rev-parse", "--short=12", "HEAD")
     changed = _output("git", "status", "--porcelain", "--untracked-files=no")
-    return sha + ("+" if changed else "") if sha else os.environ.get("FUSED_OPS_COMMIT", "")
+    return sha + ("+" if changed else "") if sha else ""
 
 
 @functools.cache

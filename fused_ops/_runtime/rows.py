@@ -25,6 +25,17 @@ def rows_and_strides(x: Tensor) -> tuple[Tensor, int, int, int]:
     return rows, rows.shape[0], rows.stride(0), rows.stride(1)
 
 
+def at_pairs(x: Tensor) -> bool:
+    """Whether x begins at a multiple of 4 bytes, as a kernel needs that loads 16-bit floats two at a time.
+
+    A view may begin at any element. A compiler's tensor without memory counts as aligned: what compiles copies one that is not.
+    """
+    try:
+        return not x.data_ptr() & 3
+    except RuntimeError:
+        return True
+
+
 def empty_of(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous, uninitialised tensor of x's shape."""
     if x.dtype is dtype and x.is_contiguous():

@@ -15,7 +15,7 @@ from ..._runtime.device import device_properties, interpreting, properties_of
 from ..._runtime.launch import launch, launch_planned
 from ..._runtime.notices import warn_once
 from ..._runtime.plans import plan
-from ..._runtime.rows import empty_of, rows_and_strides
+from ..._runtime.rows import at_pairs, empty_of, rows_and_strides
 from .softmax_reference import softmax_bwd_reference, softmax_reference
 
 
@@ -105,19 +105,19 @@ def _strides(name: str, x: Tensor) -> dict[str, int]:
 def _launch_fwd_rows(x: Tensor, y: Tensor) -> None:
     """Launch the forward that fits: x of rows in its last dimension, y of as many elements, contiguous."""
     rows, M, stride_xm, stride_xn = rows_and_strides(x)
-    planned = _fwd_plan(M, x.shape[-1], stride_xm, stride_xn, x.dtype, y.dtype, x.get_device())
+    planned = _fwd_plan(M, x.shape[-1], stride_xm, stride_xn, x.dtype, y.dtype, x.get_device(), at_pairs(rows))
     launch_planned(planned, rows, y)
 
 
 @plan
 def _fwd_plan(
-    M: int, N: int, stride_xm: int, stride_xn: int, dtype: torch.dtype, out_dtype: torch.dtype, device: int
+    M: int, N: int, stride_xm: int, stride_xn: int, dtype: torch.dtype, out_dtype: torch.dtype, device: int, in_pairs: bool
 ) -> Planned:
-    """The launch of the forward over rows."""
+    """The launch of the forward over rows. in_pairs: `at_pairs` of x."""
     rows, packed, cluster, row_vectors, measured, clusters_wanted = _row_kernels()
     itemsize = min(dtype.itemsize, out_dtype.itemsize)
     vec, edges, same = row_vectors(N, itemsize, stride_xn, (stride_xm, N))
-    packable = dtype is out_dtype and itemsize == 2 and vec > 1 and same
+    packable = in_pairs and dtype is out_dtype and itemsize == 2 and vec > 1 and same
     config = measured("softmax_fwd", M, N, itemsize, device, packable)
     config = config or rows.softmax_fwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device))
     options = {
@@ -142,22 +142,23 @@ def _launch_bwd_rows(dy: Tensor, y: Tensor, dx: Tensor) -> None:
     dy_rows, M, stride_dym, stride_dyn = rows_and_strides(dy)
     y_rows, _, stride_ym, stride_yn = rows_and_strides(y)
     strides = (stride_dym, stride_dyn, stride_ym, stride_yn)
-    planned = _bwd_plan(M, y.shape[-1], *strides, dy.dtype, y.dtype, dx.dtype, y.get_device())
+    in_pairs = at_pairs(dy_rows) and at_pairs(y_rows)
+    planned = _bwd_plan(M, y.shape[-1], *strides, dy.dtype, y.dtype, dx.dtype, y.get_device(), in_pairs)
     launch_planned(planned, dy_rows, y_rows, dx)
 
 
 @plan
 def _bwd_plan(
     M: int, N: int, stride_dym: int, stride_dyn: int, stride_ym: int, stride_yn: int,
-    dy_dtype: torch.dtype, y_dtype: torch.dtype, dx_dtype: torch.dtype, device: int,
+    dy_dtype: torch.dtype, y_dtype: torch.dtype, dx_dtype: torch.dtype, device: int, in_pairs: bool,
 ) -> Planned:  # fmt: skip
-    """The launch of the backward over rows."""
+    """The launch of the backward over rows. in_pairs: `at_pairs` of dy and y."""
     rows, packed, cluster, row_vectors, measured, clusters_wanted = _row_kernels()
     itemsize = min(dy_dtype.itemsize, y_dtype.itemsize, dx_dtype.itemsize)
     vec, edges, same = row_vectors(N, itemsize, 1 if stride_dyn == stride_yn == 1 else 0, (stride_dym, stride_ym, N))
     if edges and not same:
         vec, edges = 1, False
-    packable = dy_dtype is y_dtype is dx_dtype and itemsize == 2 and vec > 1
+    packable = in_pairs and dy_dtype is y_dtype is dx_dtype and itemsize == 2 and vec > 1
     config = measured("softmax_bwd", M, N, itemsize, device, packable)
     config = config or rows.softmax_bwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device))
     options = {
