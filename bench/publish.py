@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -154,11 +155,21 @@ def merged(sources: Sequence[Results]) -> list[dict[str, str]]:
     return annotate(row for row in rows.values() if row["status"] != "absent" or row["op"] or row["provider"] not in here)
 
 
+FOLDERS = re.compile(r"(?<![\w.:/])(?:/[\w.+-]+)+/")
+
+
+def without_folders(text: str) -> str:
+    """A message without the folders of the machine that it came from: /a/b/x.py is .../x.py. Web addresses stay."""
+    return FOLDERS.sub(".../", text)
+
+
 def _fill(staging: Path, sources: Sequence[Results], calls: Sequence[Mapping[str, Any]], done: Published) -> None:
     """Write every file of the folder."""
-    rows = merged(sources)
+    rows = [{**row, "reason": without_folders(str(row.get("reason", "")))} for row in merged(sources)]
     (staging / "results.csv").write_text(table(COLUMNS, rows))
-    tests = {row["test"]: row for source in sources for row in source.correctness}
+    tests = {
+        row["test"]: {**row, "message": without_folders(row["message"])} for source in sources for row in source.correctness
+    }
     if tests:
         (staging / "correctness.csv").write_text(table(CORRECTNESS_COLUMNS, tests.values()))
     _benchmark(staging, [source.benchmark for source in sources if source.benchmark])

@@ -362,3 +362,16 @@ def test_the_picture_shows_every_residual() -> None:
 def test_an_unknown_gpu_has_no_forecast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["forecast", "--gpu", "h300", "--root", str(tmp_path)]) == 2
     assert "allowed: h100, h200, all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('File "/a/torch/.venv/lib/python3.12/site-packages/torch/x.py", line 3', 'File ".../x.py", line 3'),
+        ("no file (/a/me/a b/c.json)", "no file (.../a b/c.json)"),
+        ("see https://docs.nvidia.com/cuda/index.html for it", "see https://docs.nvidia.com/cuda/index.html for it"),
+        ("tests/gpu/test_1.py::test_x[a/b]: 3 bytes/s", "tests/gpu/test_1.py::test_x[a/b]: 3 bytes/s"),
+    ],
+)
+def test_messages_are_filed_without_the_machines_folders(text: str, said: str) -> None:
+    assert publish_module.without_folders(text) == said
