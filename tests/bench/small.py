@@ -1,15 +1,32 @@
-"""Benchmark tasks small enough for a test."""
+"""Benchmark tasks small enough for a test, and a provider around one function."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from bench.providers import Prepared, Provider, Workload
 from bench.tasks import Task
 from fused_ops import REGISTRY
 from fused_ops._torch.spec import FORWARD_ONLY, Case
 from fused_ops.ops.linear.cases.linear_fp8 import quantise
+
+
+class Made(Provider):
+    """A provider around one function."""
+
+    name = "made"
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+
+    def available(self, device: str) -> str:
+        return ""
+
+    def prepare(self, work: Workload) -> Prepared:
+        return Prepared(self.call)
 
 
 def task(op: str, pass_: str = "fwd", kind: str = "wall", dtype: torch.dtype = torch.float32, rows: int = 24) -> Task:

@@ -11,25 +11,10 @@ import torch.nn.functional as F
 
 from bench import check
 from bench.measure import Bundle, Measurement
-from bench.providers import Prepared, Provider, Workload, by_name
+from bench.providers import by_name
 from bench.timing import Replay
 from tests.bench import fake_cuda
-from tests.bench.small import task
-
-
-class Made(Provider):
-    """A provider around one function."""
-
-    name = "made"
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
-
-    def available(self, device: str) -> str:
-        return ""
-
-    def prepare(self, work: Workload) -> Prepared:
-        return Prepared(self.call)
+from tests.bench.small import Made, task
 
 
 def _last_row_forgotten(x: torch.Tensor, dim: int) -> torch.Tensor:

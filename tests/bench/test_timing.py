@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,10 +13,10 @@ from torch import Tensor
 from bench import measure, roofline, timing
 from bench.measure import Bundle, Measurement
 from bench.patience import TooSlow
-from bench.providers import Prepared, Provider, Workload, by_name
+from bench.providers import Provider, by_name
 from bench.timing import Replay, capture, side_stream
 from tests.bench import fake_cuda
-from tests.bench.small import task
+from tests.bench.small import Made, task
 
 
 @pytest.fixture
@@ -26,21 +26,6 @@ def gpu() -> Iterator[fake_cuda.GPU]:
         patched.setattr("bench.inputs.MAX_SETS", 3)
         patched.setattr(timing, "SPIN_S", 0.0)
         yield fake
-
-
-class Made(Provider):
-    """A provider around one function."""
-
-    name = "made"
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
-
-    def available(self, device: str) -> str:
-        return ""
-
-    def prepare(self, work: Workload) -> Prepared:
-        return Prepared(self.call)
 
 
 def measured(provider: Provider, op: str, pass_: str) -> Measurement:

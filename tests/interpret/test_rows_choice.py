@@ -108,3 +108,21 @@ def test_tuning_measures_what_it_forces_and_refuses_what_is_wrong(
     with pytest.raises(AssertionError, match=kernel):
         tune_measure.measure(key, config, "cpu", lambda call: 0.0)
     assert not tables._forced
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("offset", range(5))
+def test_rows_are_read_in_pairs_only_where_they_begin_at_pairs(dtype: torch.dtype, offset: int) -> None:
+    """A view that begins at an odd element, after an aligned tensor of the same sizes and strides: no plan of the other's."""
+    N, spec = 32768, REGISTRY["softmax"]
+    aligned = torch.randn(2, N).to(dtype)
+    view = torch.randn(2 * N + offset).to(dtype)[offset:].view(2, N)
+    for args, backward in (
+        ((aligned, 1, None), False), ((view, 1, None), False),
+        ((aligned, aligned, 1, dtype), True), ((view, aligned, 1, dtype), True), ((aligned, view, 1, dtype), True),
+    ):  # fmt: skip
+        with launch_module.recorded() as made:
+            (spec.backward.launch if backward else spec.launch)(*args)
+        ((kernel, _, _),) = made
+        in_pairs = offset % 2 == 0 or all(a is not view for a in args)
+        assert ("packed" in kernel.__name__) is in_pairs, (offset, kernel.__name__)
