@@ -71,5 +71,6 @@ def title_of(frame: pd.DataFrame) -> str:
     """What the numbers were measured on, in one line."""
     row = frame.iloc[-1]
     machine = row["gpu"] or f"{row['cpu']} (no GPU: CPU measurements only)"
-    parts = [machine, f"torch {row['torch']}", f"triton {row['triton']}", f"commit {row['commit']}", str(row["time"])[:10]]
+    commits = ", ".join(dict.fromkeys(frame["commit"].astype(str)))  # of several calls that were filed together
+    parts = [machine, f"torch {row['torch']}", f"triton {row['triton']}", f"commit {commits}", str(row["time"])[:10]]
     return ", ".join(p for p in parts if not p.endswith(" "))
