@@ -78,7 +78,7 @@ class _Stopper:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info |= environment()
-    machine_info["node"] = ""  # results are published; the host's name is nobody's business
+    machine_info["node"] = machine_info["release"] = ""  # results are published; the host's names are nobody's business
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

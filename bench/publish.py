@@ -185,14 +185,19 @@ def _fill(staging: Path, sources: Sequence[Results], calls: Sequence[Mapping[str
 
 
 def _benchmark(staging: Path, parts: Sequence[dict[str, Any]]) -> None:
-    """One pytest-benchmark file, without every single sample: their quantiles are kept."""
+    """One pytest-benchmark file, without every single sample, whose quantiles are kept, and what the machine is said once."""
     if parts:
+        machine = {k: v for k, v in dict(parts[-1].get("machine_info") or {}).items() if k != "release"}
         benchmarks = [entry for part in parts for entry in part["benchmarks"]]
         for entry in benchmarks:
             if isinstance(entry, dict) and isinstance(entry.get("stats"), dict):
                 entry["stats"].pop("data", None)
+            if isinstance(entry, dict) and isinstance(entry.get("extra_info"), dict):
+                entry["extra_info"] = {k: v for k, v in entry["extra_info"].items() if k not in machine or machine[k] != v}
         each = [json.loads(text) for text in dict.fromkeys(json.dumps(entry) for entry in benchmarks)]
-        (staging / "benchmark.json").write_text(json.dumps({**parts[-1], "benchmarks": each}, indent=1))
+        (staging / "benchmark.json").write_text(
+            json.dumps({**parts[-1], "machine_info": machine, "benchmarks": each}, separators=(",", ":"))
+        )
 
 
 def summary(

@@ -68,7 +68,7 @@ def test_gates_with_approximate_arithmetic(activation: str, sign: int) -> None:
 
 
 @triton.jit
-def cancelling(x, SCALE: tl.constexpr):
+def cancelling(x, SCALE: tl.constexpr, PRECISE: tl.constexpr):
     s = 1.0 / (1.0 + tl.exp2(x * (-SCALE * 1.4426950408889634)))
     return s, s * (1.0 - s)
 
