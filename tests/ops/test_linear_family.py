@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +22,7 @@ from fused_ops.ops.linear.gated_linear_reference import gated_linear_eager
 from fused_ops.ops.linear.linear_reference import linear_eager
 from fused_ops.ops.linear.mlp_reference import mlp_eager
 from fused_ops.testing import ContractMode, contract_error
+from tests import process
 
 pytestmark = pytest.mark.skipif(settings_module.INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
 NAMES = [None, *(name for name in ACTIVATIONS if name != "none")]
@@ -285,8 +284,7 @@ def test_tf32_follows_torch(settings: list[str], expected: str) -> None:
     code = "; ".join(
         ["import torch", "from fused_ops.ops.linear.matmul_plan import precision_of", *(f"{s}; {ask}" for s in settings)]
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert " ".join(out.split()) == expected
+    assert " ".join(process.output(code).split()) == expected
 
 
 @pytest.mark.parametrize("family", ["linear", "linear_relu", "gated_linear", "mlp", "mlp_recompute", "mlp_relu"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import ROOT, checked
+from tests import process
 
 HEAVY = (
     "triton",
@@ -60,7 +60,7 @@ print(json.dumps(dict(modules=sorted(set(sys.modules) - before), opened=opened, 
 
 def _modules_after(statement: str, cwd: Path) -> set[str]:
     program = f"import json, sys; {statement}; print(json.dumps(sorted(sys.modules)))"
-    return set(json.loads(checked(sys.executable, "-c", program, cwd=cwd, PYTHONPATH=str(ROOT))))
+    return set(json.loads(process.output(program, cwd=cwd)))
 
 
 def test_import_loads_nothing_heavy(tmp_path: Path) -> None:
@@ -90,13 +90,13 @@ import torch
 from fused_ops import fused_layernorm
 print(fused_layernorm(torch.ones(2, 3), [3]).abs().max().item())
 """
-    assert float(checked(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(ROOT))) == 0.0
+    assert float(process.output(program, cwd=tmp_path)) == 0.0
 
 
 def _cost_of(statement: str, cwd: Path) -> list[str]:
     """What the statement does, over `import torch`, that `import fused_ops` may not do."""
     program = IMPORTING.format(started=STARTED, statement=statement)
-    cost = json.loads(checked(sys.executable, "-c", program, cwd=cwd, PYTHONPATH=str(ROOT)))
+    cost = json.loads(process.output(program, cwd=cwd))
     roots = {name: name.split(".")[0] for name in cost["modules"]}
     ours = [name for name in roots if roots[name] == "fused_ops"]
     others = [name for name in roots if roots[name] != "fused_ops"]

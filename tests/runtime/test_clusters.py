@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from fused_ops._runtime import launch as launch_module
 from fused_ops._runtime.compiled import Planned
 from fused_ops._runtime.launch import launch_planned
 from fused_ops._runtime.plans import plan
+from tests import process
 
 
 @pytest.fixture
@@ -70,5 +69,4 @@ def test_the_environment_decides(value: str | None, wanted: bool) -> None:
         {} if value is None else {"FUSED_OPS_CLUSTER": value}
     )
     code = "from fused_ops._runtime import settings; print(settings.CLUSTER)"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == str(wanted), done.stderr
+    assert process.output(code, env=env).strip() == str(wanted)

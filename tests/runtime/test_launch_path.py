@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import subprocess
 import sys
 import weakref
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from fused_ops._runtime import compiled as compiled_module
 from fused_ops._runtime import faults, launch_path, notices, scratch, settings
 from fused_ops._runtime.compiled import Planned
+from tests import process
 
 VERSIONS = [(3, 6), (3, 7), (3, 8), (3, 9)]
 
@@ -140,7 +140,7 @@ def test_the_setting_is_checked(value: str | None, said: str) -> None:
     env = {k: v for k, v in os.environ.items() if k != "FUSED_OPS_LAUNCH"}
     env |= {} if value is None else {"FUSED_OPS_LAUNCH": value}
     code = "from fused_ops._runtime import settings; print(settings.LAUNCH)"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    done = process.run(code, env=env)
     assert done.stdout.strip() == said
     if not said:
         assert "ValueError: FUSED_OPS_LAUNCH: got 'Triton', allowed are 'auto', 'triton'" in done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from importlib.metadata import version
 
 import pytest
@@ -13,12 +12,12 @@ import torch
 
 from fused_ops import REGISTRY
 from fused_ops.export.cli import doctor as command
+from tests import process
 
 
 def doctor(*options: str, **env: str) -> subprocess.CompletedProcess[str]:
     base = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FUSED_OPS_BACKEND")}
-    line = [sys.executable, "-m", "fused_ops", "doctor", *options]
-    return subprocess.run(line, env=base | env, capture_output=True, text=True, timeout=120)
+    return process.run(process.command("doctor", *options), env=base | env)
 
 
 def test_json_holds_everything() -> None:

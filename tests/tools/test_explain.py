@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ from fused_ops._runtime import backend as backend_module
 from fused_ops._runtime import settings
 from fused_ops._tools import explain as explain_module
 from fused_ops._tools.forecast import GPUS, forecast
+from tests import process
 
 INTERPRETED = """
 import json, torch
@@ -40,10 +41,8 @@ print(json.dumps({"found": found, "ran": ran, "double": double.as_json()}))
 
 
 def in_process(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     base = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FUSED_OPS_BACKEND")}
-    return subprocess.run([sys.executable, "-c", code], env=base | env, capture_output=True, text=True, timeout=120)
+    return process.run(code, env=base | env)
 
 
 def test_on_the_cpu_it_is_aten() -> None:

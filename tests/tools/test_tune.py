@@ -6,8 +6,6 @@ import ast
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from fused_ops._runtime import tables
 from fused_ops._runtime.tables import Key, Machine
 from fused_ops._tools import tune, tune_measure
 from fused_ops.kernels.config import RowConfig
+from tests import process
 
 OWNER = Machine("NVIDIA Test 80GB", "3.9.0", "0" * 64)
 CLUSTERS = dataclasses.replace(OWNER, clusters=True)
@@ -196,6 +195,6 @@ def test_the_source_hash_covers_every_module_the_row_kernels_use() -> None:
 
 def test_without_a_gpu_tune_says_so_and_fails() -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-m", "fused_ops", "tune"], capture_output=True, text=True, env=environment)
+    done = process.run(process.command("tune"), env=environment)
     assert done.returncode == 2
     assert "measures on a GPU, and torch sees none" in done.stderr

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from fused_ops import compile_with_aten
 from fused_ops._torch.compile import COMPILE_WITH_ATEN
 from fused_ops._torch.library import decompositions
 from fused_ops.nn import FusedLayerNorm, FusedLinear, FusedSoftmax
+from tests import process
 from tests.torch.calls import CALLS, Call, each_call, raw_operators
 
 
@@ -149,9 +149,8 @@ def test_the_switch_refuses_unknown_names_and_reads_the_environment() -> None:
         compile_with_aten("layernorm")
     code = "import fused_ops._torch.compile as c; print(sorted(k for k, on in c.COMPILE_WITH_ATEN.items() if on))"
     for value, expected in (("softmax, linear", ["linear", "softmax"]), ("all", sorted(COMPILE_WITH_ATEN)), ("", [])):
-        env = {"FUSED_OPS_COMPILE_WITH_ATEN": value, "PYTHONPATH": ":".join(sys.path)}
-        done = subprocess.run([sys.executable, "-c", "import fused_ops;" + code], env=env, capture_output=True, text=True)
-        assert done.stdout.strip() == str(expected), done.stderr
+        env = os.environ | {"FUSED_OPS_COMPILE_WITH_ATEN": value}
+        assert process.output(code, env=env).strip() == str(expected)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -189,4 +188,4 @@ def test_aotinductor_package_needs_no_fused_ops(tmp_path: Path) -> None:
         "torch.testing.assert_close(out, case['y'])\n"
         "assert not any(name.startswith('fused_ops') for name in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=120)
+    process.output(code, cwd=tmp_path)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fused_ops import REGISTRY
 from fused_ops._torch.sharding import ROLES
+from tests import process
 
 CHECKS = {
     2: ("compiled", "operator", "what_needs_communication", "tensor_parallel", "fsdp2"),
@@ -65,4 +64,4 @@ def test_registered_only_when_used() -> None:
         "with torch.autograd.forward_ad.dual_level(): fused_ops.fused_softmax(x)\n"
         "assert sharding.register.cache_info().misses == 1\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    process.output(code)

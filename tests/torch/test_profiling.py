@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fused_ops
 from fused_ops import REGISTRY, fused_linear
 from fused_ops._torch.flops import FORMULAS
+from tests import process
 from tests.torch.calls import Call, each_call
 
 
@@ -90,7 +89,7 @@ def test_a_counter_made_before_the_first_call_counts_it() -> None:
         "    fused_ops.fused_linear(torch.randn(2, 3), torch.randn(4, 3))\n"
         "assert counter.get_total_flops() == 48, counter.get_total_flops()\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    process.output(code)
 
 
 def test_nvtx_ranges_by_option() -> None:
@@ -114,8 +113,7 @@ def test_nvtx_ranges_by_option() -> None:
         ("0", ""),
     ):
         env = os.environ | {"FUSED_OPS_NVTX": option}
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-        assert done.stdout.strip() == expected, done.stderr
+        assert process.output(code, env=env).strip() == expected
 
 
 def test_nvtx_asked_for_where_there_is_none() -> None:
@@ -123,6 +121,6 @@ def test_nvtx_asked_for_where_there_is_none() -> None:
         pytest.skip("this PyTorch was built with NVTX")
     env = os.environ | {"FUSED_OPS_NVTX": "1"}
     code = "import torch, fused_ops; fused_ops.fused_softmax(torch.randn(2, 3))"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    done = process.run(code, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("this PyTorch was built without NVTX") == 1
