@@ -11,8 +11,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -70,6 +68,8 @@ def commit() -> str:
 @functools.cache
 def environment() -> dict[str, str]:
     """The columns that every row of one run shares."""
+    import torch
+
     on_gpu = torch.cuda.is_available()
     return {
         "gpu": torch.cuda.get_device_name() if on_gpu else "",
@@ -100,6 +100,8 @@ def clocks() -> dict[str, str]:
 
     nvidia-smi takes a good part of a second: asked at most every five.
     """
+    import torch
+
     names = ("clock_sm_mhz", "clock_mem_mhz", "temperature_c")
     if not torch.cuda.is_available():
         return dict.fromkeys(names, "")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-
 CONTEXT_LOST = 77
 """A measuring step ends with this status when an illegal access or a hang has cost it the CUDA context: run it again with
 --bench-resume --bench-after-crash."""
@@ -18,6 +15,9 @@ def first_line(error: BaseException) -> str:
 
 def exit_if_context_is_lost() -> None:
     """After an illegal access every later CUDA call of this process fails: end it, so that a new one can go on."""
+    import pytest
+    import torch
+
     try:
         torch.cuda.synchronize()
     except Exception:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,9 +26,7 @@ from typing import Any
 from .environment import ROOT, alone
 from .failure import CONTEXT_LOST
 from .plans import CLOSE_S, GRACE_S, PLANS, Plan, Step
-from .profile import profiler
 from .results_format import machine_record, pack, write_machine, write_whole
-from .sanitize import sanitizer
 
 NOTHING_TO_RUN = 5  # pytest's status when it selects no test
 
@@ -74,7 +73,8 @@ class Run:
         self.started, self.deadline = datetime.now(timezone.utc), clock() + args.seconds
         self.done: list[dict[str, Any]] = []
         self.failed = False
-        self.parts = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
+        self.parts = Path(tempfile.mkdtemp(prefix="bench-gpu-"))  # what the steps leave for one another
+        weakref.finalize(self, shutil.rmtree, self.parts, ignore_errors=True)
 
     def left(self) -> float:
         return self.deadline - self.clock()
@@ -97,8 +97,7 @@ class Run:
             return "" if self.args.again else "skipped: no test named by --again"
         if step.needs.endswith("/"):
             return "" if (ROOT / step.needs).is_dir() else f"skipped: no folder {step.needs}"
-        found = {"compute-sanitizer": sanitizer, "ncu": profiler, "": lambda: "nothing"}[step.needs]()
-        return "" if found else f"skipped: no {step.needs} here"
+        return "" if not step.needs or _tool(step.needs) else f"skipped: no {step.needs} here"
 
     def command(self, step: Step, limit: float, crashed: bool = False) -> list[str]:
         words = {
@@ -193,6 +192,14 @@ class Run:
         earlier = json.loads(file.read_text())["steps"] if file.exists() else []
         self.done = [s for s in earlier if s["status"] == "ok"]
         return {s["name"] for s in self.done}
+
+
+def _tool(name: str) -> str | None:
+    """Where a tool of CUDA is. Its module imports torch: not before it is asked for."""
+    from .profile import profiler
+    from .sanitize import sanitizer
+
+    return {"compute-sanitizer": sanitizer, "ncu": profiler}[name]()
 
 
 def execute(command: list[str], limit: float, log: Path, name: str, environment: dict[str, str]) -> tuple[int, str]:

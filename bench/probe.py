@@ -20,6 +20,7 @@ from .check import LIMITS, relative_error
 from .environment import clocks, environment
 
 DTYPE = torch.bfloat16
+M, K, N = 512, 1024, 4096  # rows, their length, and the features that a linear makes of it
 
 
 def checks() -> list[tuple[str, Callable[[], str]]]:
@@ -93,10 +94,10 @@ def _same_bits() -> str:
     from fused_ops import fused_layernorm, fused_linear
     from fused_ops._runtime import compiled
 
-    x, w = torch.randn(512, 1024, device="cuda", dtype=DTYPE), torch.randn(1024, device="cuda", dtype=DTYPE)
-    m = torch.randn(4096, 1024, device="cuda", dtype=DTYPE)
+    x, w = torch.randn(M, K, device="cuda", dtype=DTYPE), torch.randn(K, device="cuda", dtype=DTYPE)
+    m = torch.randn(N, K, device="cuda", dtype=DTYPE)
     calls: dict[str, Callable[[], Tensor]] = {
-        "layer_norm": lambda: fused_layernorm(x, (1024,), w, w),
+        "layer_norm": lambda: fused_layernorm(x, (K,), w, w),
         "linear": lambda: fused_linear(x, m, None, "gelu"),
     }
     said = []
@@ -130,11 +131,11 @@ def _host_us(call: Callable[[], Any], calls: int = 200) -> float:
 def _graph() -> str:
     from fused_ops import fused_layernorm, fused_linear
 
-    x = torch.randn(512, 1024, device="cuda", dtype=DTYPE)
-    w, m = torch.randn(1024, device="cuda", dtype=DTYPE), torch.randn(4096, 1024, device="cuda", dtype=DTYPE)
+    x = torch.randn(M, K, device="cuda", dtype=DTYPE)
+    w, m = torch.randn(K, device="cuda", dtype=DTYPE), torch.randn(N, K, device="cuda", dtype=DTYPE)
 
     def call() -> Tensor:
-        return fused_linear(fused_layernorm(x, (1024,), w, w), m, None, "gelu")
+        return fused_linear(fused_layernorm(x, (K,), w, w), m, None, "gelu")
 
     call()
     torch.cuda.synchronize()

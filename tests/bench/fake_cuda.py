@@ -13,6 +13,7 @@ capture leaves behind in torch 2.11 is left behind here. A graph's replay calls 
 from __future__ import annotations
 
 import contextlib
+import functools
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -343,8 +344,9 @@ def installed() -> Iterator[GPU]:
 _FOR_GOOD = contextlib.ExitStack()
 
 
+@functools.cache
 def install() -> GPU:
-    """Make torch.cuda the fake for the rest of the process, and the benchmarks small."""
+    """Make torch.cuda the fake for the rest of the process, and the benchmarks small. The second time does nothing."""
     from tests.bench import made_small
 
     gpu = _FOR_GOOD.enter_context(installed())

@@ -42,23 +42,25 @@ def test_loses():
 """
 
 
-def start(folder: Path, *options: str, paths: tuple[str, ...] = ("",)) -> subprocess.Popen[str]:
+def start(folder: Path, *options: str, paths: tuple[str, ...] = ("",), plugins: bool = False) -> subprocess.Popen[str]:
     """bench.correctness over the test files in folder, or those named; its CSV is folder/out/c.csv.
 
-    An ini file makes folder the root of their names, wherever this checkout is.
+    An ini file makes folder the root of their names, wherever this checkout is. plugins: workers load the plugins that are
+    installed, as a user's do; without them a worker starts in a sixth of the time.
     """
     (folder / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "bench.correctness", str(folder / "out" / "c.csv"), "--allow-cpu", *options]
     environment = {**alone(), "PYTEST_ADDOPTS": "-n 3", "PYTEST_XDIST_WORKER": "gw0", "PYTHONPATH": str(ROOT)}
+    environment |= {} if plugins else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.Popen(
         [*command, *(str(folder / path) for path in paths)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, env=environment,
     )  # fmt: skip
 
 
-def run(folder: Path, *options: str, paths: tuple[str, ...] = ("",)) -> tuple[int, str]:
+def run(folder: Path, *options: str, paths: tuple[str, ...] = ("",), plugins: bool = False) -> tuple[int, str]:
     """(exit status, the output)."""
-    process = start(folder, *options, paths=paths)
+    process = start(folder, *options, paths=paths, plugins=plugins)
     return process.wait() if (out := process.communicate()[0]) is None else process.returncode, out
 
 
@@ -173,7 +175,7 @@ def test_a_file_that_cannot_be_imported_leaves_the_others(tmp_path: Path) -> Non
 
 def test_all_good_and_skipped_is_good(tmp_path: Path) -> None:
     write(tmp_path, "def test_none(): pytest.skip('needs two GPUs')")
-    status, out = run(tmp_path, "--processes", "2")
+    status, out = run(tmp_path, "--processes", "2", plugins=True)
     assert status == 0, out
     assert outcomes(tmp_path) == {"passed": ["good"] * 8, "skipped": ["test_none"]}
     assert "needs two GPUs" in rows(tmp_path)["test_none"]["message"]
@@ -274,7 +276,8 @@ def test_without_a_gpu_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_path_that_is_not_there_ends_at_once(tmp_path: Path) -> None:
-    status, out = run(tmp_path, "--processes", "2", paths=("no_such_file.py",))
+    write(tmp_path, "")
+    status, out = run(tmp_path, "--processes", "2", paths=("test_a.py", "no_such_file.py"))
     assert status == 1
     assert "no_such_file.py" in out
     assert "no worker could collect the tests" in out.splitlines()[-1]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from bench.__main__ import main
 from bench.environment import alone
 from bench.gpu import arguments, execute, merge_json
+from bench.gpu import main as gpu_main
 from bench.headline import SWEEPS
 from bench.measure import Bundle, Measurement
 from bench.plans import PLANS
@@ -23,10 +26,12 @@ from bench.provider import missing
 from bench.providers import PROVIDERS, Unsupported, Workload, by_name
 from bench.record import read
 from fused_ops import REGISTRY
+from tests.bench.sessions import command as sessions_command
 from tests.bench.small import task
 
 MLP_ONLY = ("checkpoint", "ours+recompute")
 ROOT = Path(__file__).resolve().parents[2]
+SHARED = pytest.mark.xdist_group("bench-harness")  # one process makes what several tests look at
 ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 
 
@@ -35,38 +40,18 @@ def command(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(args, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
 
-def test_pytest_benchmark_is_the_harness(tmp_path: Path) -> None:
-    """`pytest bench` measures although the project's default is --benchmark-disable; JSON and CSV agree; compare reads it."""
-    done = command(
-        sys.executable, "-m", "pytest", "bench/test_2_host.py", "-q", "-k", "test_host and softmax-no_grad",
-        f"--benchmark-json={tmp_path / 'run.json'}", f"--bench-csv={tmp_path / 'run.csv'}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    benchmarks = json.loads((tmp_path / "run.json").read_text())["benchmarks"]
-    rows = read(tmp_path / "run.csv")
-    assert [r["provider"] for r in rows] == ["eager", "autograd.Function", "custom_op", "ours"]
-    for benchmark, row in zip(benchmarks, rows):
-        assert benchmark["stats"]["median"] * 1e6 == pytest.approx(float(row["p50_us"]), rel=1e-2)
-        assert float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
-    compared = command(sys.executable, "-m", "pytest_benchmark", "compare", str(tmp_path / "run.json"))
-    assert compared.returncode == 0, compared.stderr
-    assert "test_host[softmax-no_grad-ours]" in compared.stdout
-
-
-@pytest.fixture
-def parallel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a worker of pytest-xdist, and of a user whose tests always run in parallel."""
-    for name, value in (("PYTEST_XDIST_WORKER", "gw0"), ("PYTEST_XDIST_WORKER_COUNT", "2"), ("PYTEST_ADDOPTS", "-n 2")):
-        monkeypatch.setenv(name, value)
+IN_PARALLEL = {"PYTEST_XDIST_WORKER": "gw0", "PYTEST_XDIST_WORKER_COUNT": "2", "PYTEST_ADDOPTS": "-n 2"}
+"""The environment of a worker of pytest-xdist, and of a user whose tests always run in parallel."""
 
 
 def _imposed() -> list[str]:
     return [name for name in os.environ if name.startswith("PYTEST_XDIST_") or name == "PYTEST_ADDOPTS"]
 
 
-@pytest.mark.usefixtures("parallel")
 def test_run_measures_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """pytest-benchmark would measure nothing under pytest-xdist, and write no JSON."""
+    for name, value in IN_PARALLEL.items():
+        monkeypatch.setenv(name, value)
     assert len(_imposed()) >= 3
     seen: list[list[str]] = []
     monkeypatch.setattr(pytest, "main", lambda _: seen.append(_imposed()) or 0)
@@ -74,33 +59,65 @@ def test_run_measures_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert seen == [[]]
 
 
-@pytest.mark.usefixtures("parallel")
-def test_a_step_measures_in_one_process(tmp_path: Path) -> None:
-    command_line = [
-        sys.executable, "-m", "pytest", "bench/test_2_host.py", "-q", "-k", "softmax-no_grad-ours",
-        f"--benchmark-json={tmp_path / 'step.json'}",
-    ]  # fmt: skip
-    assert execute(command_line, 600.0, tmp_path / "log.txt", "host", alone())[0] == 0, (tmp_path / "log.txt").read_text()
-    assert len(json.loads((tmp_path / "step.json").read_text())["benchmarks"]) == 1
+@pytest.fixture(scope="module")
+def step(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what a step of bench/gpu.sh left: one session of `pytest bench`, and one whose budget is spent."""
+    folder = tmp_path_factory.mktemp("step")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in IN_PARALLEL.items():
+            patch.setenv(name, value)
+        measured = [
+            "-k",
+            "test_host and softmax-no_grad",
+            f"--benchmark-json={folder / 'run.json'}",
+            f"--bench-csv={folder / 'run.csv'}",
+        ]
+        spent = ["--bench-budget=0", f"--bench-csv={folder / 'spent.csv'}"]
+        sessions = sessions_command(["bench/test_2_host.py", *measured], ["bench/test_2_host.py", *spent])
+        status, _ = execute(sessions, 600.0, folder / "log.txt", "host", alone())
+    assert status == 0, (folder / "log.txt").read_text()
+    return folder
 
 
-def test_a_spent_budget_starts_nothing(tmp_path: Path) -> None:
-    done = command(
-        sys.executable, "-m", "pytest", "bench/test_2_host.py", "-q", "--bench-budget=0", f"--bench-csv={tmp_path / 'r.csv'}"
-    )
-    assert done.returncode == 0, done.stdout
-    assert "the time budget is spent" in done.stdout
-    assert not (tmp_path / "r.csv").exists()
+@SHARED
+def test_pytest_benchmark_is_the_harness(step: Path) -> None:
+    """`pytest bench` measures although the project's default is --benchmark-disable; JSON and CSV agree; compare reads it.
+
+    In one process, where pytest-xdist is imposed from outside.
+    """
+    benchmarks = json.loads((step / "run.json").read_text())["benchmarks"]
+    rows = read(step / "run.csv")
+    assert [r["provider"] for r in rows] == ["eager", "autograd.Function", "custom_op", "ours"]
+    assert len(benchmarks) == len(rows)
+    for benchmark, row in zip(benchmarks, rows):
+        assert benchmark["stats"]["median"] * 1e6 == pytest.approx(float(row["p50_us"]), rel=1e-2)
+        assert float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
+    compared = command(sys.executable, "-m", "pytest_benchmark", "compare", str(step / "run.json"), cwd=step)
+    assert compared.returncode == 0, compared.stderr
+    assert "test_host[softmax-no_grad-ours]" in compared.stdout
 
 
-@pytest.mark.parametrize("name", [p.name for p in PROVIDERS if p.name not in ("compile", *MLP_ONLY)])
-def test_provider_runs_or_says_why_not(name: str) -> None:
+@SHARED
+def test_a_spent_budget_starts_nothing(step: Path) -> None:
+    assert "the time budget is spent" in (step / "log.txt").read_text()
+    assert not (step / "spent.csv").exists()
+
+
+OPS = ("softmax", "layer_norm", "linear")
+ON_EACH_OP = [(p.name, OPS) for p in PROVIDERS if p.name not in ("compile", "onnxruntime", *MLP_ONLY)]
+EXPORTED = [("onnxruntime", ("linear",)), pytest.param("onnxruntime", OPS, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(
+    ("name", "ops"), [*ON_EACH_OP, *EXPORTED], ids=lambda value: value if isinstance(value, str) else len(value)
+)
+def test_provider_runs_or_says_why_not(name: str, ops: tuple[str, ...]) -> None:
     """On a CPU: an absent provider has a reason; an available one is right on each op. (compile takes half a minute.)"""
     provider = by_name(name)
     if reason := provider.available("cpu"):
         assert len(reason) > 10
         return
-    for op in ("softmax", "layer_norm", "linear"):
+    for op in ops:
         measurement = Measurement(provider, Bundle.of(task(op), "cpu"))
         assert measurement.verdict.right, f"{op}: {measurement.verdict.reason()}"
 
@@ -181,28 +198,63 @@ def test_a_missing_module_is_named() -> None:
     assert missing("no_such_module_here") == "no_such_module_here is not installed"
 
 
+@pytest.fixture
+def _sigterm() -> Iterator[None]:
+    """What SIGTERM does is what it did before, though bench.gpu has run in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def _steps(said: str) -> list[str]:
+    return [line.split()[4] for line in said.splitlines() if line[:7].strip().isdigit()]
+
+
 @ON_CPU
+@pytest.mark.usefixtures("_sigterm")
 @pytest.mark.parametrize("call", PLANS)
-def test_dry_run_says_what_would_run(call: str, tmp_path: Path) -> None:
-    done = command(str(ROOT / "bench/gpu.sh"), "out", "--call", call, "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    said = [line.split()[4] for line in done.stdout.splitlines() if line[:7].strip().isdigit()]
-    assert said == [*(s.name for s in PLANS[call].steps), "close"]
+def test_dry_run_says_what_would_run(call: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_main([str(tmp_path / "out"), "--call", call, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert _steps(said) == [*(s.name for s in PLANS[call].steps), "close"]
     assert not (tmp_path / "out").exists()
     for step in PLANS[call].steps:
         for word in step.command:
             if word.startswith("--bench-sweep="):
-                assert f"Sweep {word[-1]}: {SWEEPS[int(word[-1])][0]}" in done.stdout
-                assert "softmax-4k-bf16-fwd-kernel" in done.stdout
+                assert f"Sweep {word[-1]}: {SWEEPS[int(word[-1])][0]}" in said
+                assert "softmax-4k-bf16-fwd-kernel" in said
+
+
+def test_gpu_sh_runs_from_any_folder(tmp_path: Path) -> None:
+    """A dry run into a folder beside, by steps whose description needs no torch."""
+    done = command(str(ROOT / "bench/gpu.sh"), "out", "--steps", "probe,correctness", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert _steps(done.stdout) == ["probe", "correctness", "close"]
+    assert f"into {tmp_path / 'out'}:" in done.stdout
+    assert not (tmp_path / "out").exists()
 
 
 @ON_CPU
-def test_without_a_gpu_nothing_is_run(tmp_path: Path) -> None:
-    done = command(str(ROOT / "bench/gpu.sh"), str(tmp_path / "out"))
-    assert done.returncode == 2
-    assert "no CUDA device: nothing was run" in done.stderr
+@pytest.mark.usefixtures("_sigterm")
+def test_without_a_gpu_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_main([str(tmp_path / "out")]) == 2
+    assert "no CUDA device: nothing was run" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_gpu_sh_refuses_what_it_cannot_run(tmp_path: Path) -> None:
+    """With the status of a wrong command line."""
     assert command(str(ROOT / "bench/gpu.sh")).returncode == 2
+    done = command(str(ROOT / "bench/gpu.sh"), str(tmp_path / "out"), "--call", "third")
+    assert done.returncode == 2
+    assert "got third" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_only_starts_processes_does_not_import_torch() -> None:
+    """It takes seconds, and who mistyped an option need not wait for it."""
+    done = command(sys.executable, "-c", "import sys, bench.gpu, bench.correctness; sys.exit('torch' in sys.modules)")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_python_without_torch_is_named_in_one_sentence(tmp_path: Path) -> None:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from bench.environment import alone
 from bench.record import read
+from tests.bench.sessions import command
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.bench.fake_gpu", "bench/test_3_matrix.py", "-q", f"--bench-csv={folder / 'r.csv'}",
-         f"--benchmark-json={folder / 'r.json'}", *options], capture_output=True, text=True, check=False, cwd=ROOT, env=alone(),
-    )  # fmt: skip
+def run(folder: Path) -> None:
+    """The matrix, and then, in the same process, all over again with --bench-resume."""
+    matrix = ["-p", "tests.bench.fake_gpu", "bench/test_3_matrix.py", f"--bench-csv={folder / 'r.csv'}"]
+    sessions = command([*matrix, f"--benchmark-json={folder / 'r.json'}"], [*matrix, "--bench-resume"])
+    done = subprocess.run(sessions, capture_output=True, text=True, check=False, cwd=ROOT, env=alone())
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 
 
 def test_every_provider_becomes_a_row(tmp_path: Path) -> None:
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    rows = read(tmp_path / "r.csv")
+    run(tmp_path)
+    everything = read(tmp_path / "r.csv")
+    benchmarks = json.loads((tmp_path / "r.json").read_text())["benchmarks"]
+    assert len(everything) == 1 + 3 * 6 + 1 + 3
+    rows, again = everything[: 1 + 3 * 6], everything[1 + 3 * 6 :]
     by = {(r["provider"], r["pass"]): r for r in rows}
     assert by["away", ""]["reason"] == "away is not installed"
     for pass_ in ("fwd", "bwd", "fwd+bwd"):
@@ -47,14 +50,8 @@ def test_every_provider_becomes_a_row(tmp_path: Path) -> None:
     assert by["ours", "fwd"]["reason"] == "timed by graph, so no ratio to waits (events)"
     assert by["right", "fwd"]["peak_bytes"] == "4096"
     assert by["right", "fwd+bwd"]["method"] == "loop"
-    assert len(rows) == 1 + 3 * 6
-    benchmarks = json.loads((tmp_path / "r.json").read_text())["benchmarks"]
     assert len(benchmarks) == 3 * 3  # what was timed, and nothing else
     for benchmark in benchmarks:
         row = by[benchmark["extra_info"]["provider"], benchmark["extra_info"]["pass"]]
         assert abs(benchmark["stats"]["median"] * 1e6 / float(row["p50_us"]) - 1) < 1e-2
-
-    done = run(tmp_path, "--bench-resume")
-    assert done.returncode == 0, done.stdout[-3000:]
-    again = read(tmp_path / "r.csv")[len(rows) :]
     assert {(r["provider"], r["status"]) for r in again} == {("away", "absent"), ("broken", "error")}

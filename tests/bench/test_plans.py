@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -174,3 +175,14 @@ def test_a_sweep_measures_a_row_by_everybody_before_the_next() -> None:
     assert sweep([2], ["eager"]) == []
     both: list[Any] = sweep([1, 2], ["compile", "ours"])
     assert [name for _, name in both] == ["ours"] * len(headline_tasks()) + ["compile"] * len(headline_tasks())
+
+
+def test_a_run_leaves_nothing_but_what_is_under_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    run = simulate(tmp_path / "out", Simulated(whole), monkeypatch)
+    assert run.parts.parent == temporary
+    del run
+    gc.collect()
+    assert list(temporary.iterdir()) == []

@@ -22,44 +22,76 @@ from fused_ops._tools import tune_measure
 from fused_ops._tools.launches import Gpu, Launch, Pointer, listed, unique
 from fused_ops._tools.precompile import Call
 from fused_ops._tools.workers import in_processes
+from tests.bench.precompiled import FIRST
 
 ROOT = Path(__file__).parents[2]
 H100 = Gpu("NVIDIA Test 80GB", (9, 0), 132)
 
 
+SHARED = pytest.mark.xdist_group("bench-precompiled")  # one process makes what several tests look at
+WHY_NO_STUB = "the stub driver needs Linux and a C compiler, as Triton itself does"
+NO_STUB = sys.platform != "linux" or shutil.which(os.environ.get("CC", "cc")) is None
+
+
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if sys.platform != "linux" or shutil.which(os.environ.get("CC", "cc")) is None:
-        pytest.skip("the stub driver needs Linux and a C compiler, as Triton itself does")
+    """The folder of the stub driver, where it can be built, and of the cache beside it."""
     folder = tmp_path_factory.mktemp("stub")
-    subprocess.run([sys.executable, "-m", "tests.runtime.stub_driver", "build", str(folder)], check=True, cwd=ROOT)
+    if not NO_STUB:
+        subprocess.run([sys.executable, "-m", "tests.runtime.stub_driver", "build", str(folder)], check=True, cwd=ROOT)
     return folder
 
 
-def _program(stub: Path, *command: str) -> str:
+def _program(stub: Path, cache: Path, *words: str) -> dict[str, Any]:
+    """Word -> what tests.bench.precompiled says to it, all of them in one process."""
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FUSED_OPS_BACKEND")}
     environment |= {"LD_LIBRARY_PATH": str(stub), "TRITON_LIBCUDA_PATH": str(stub), "OMP_NUM_THREADS": "1"}
-    environment |= {"TRITON_CACHE_DIR": str(stub / "cache"), "PYTHONPATH": str(ROOT), "FUSED_OPS_CACHE": str(stub / "tables")}
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=environment, cwd=ROOT)
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT), "FUSED_OPS_CACHE": str(stub / "tables")}
+    command = [sys.executable, "-m", "tests.bench.precompiled", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout
+    return dict(zip(words, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-def test_a_run_after_precompiling_finds_everything_in_the_cache(stub: Path) -> None:
-    """Kernels and launchers: not one entry is new. The runs are real calls through Triton's own driver and launchers."""
-    compiled = json.loads(_program(stub, "tests.bench.precompiled", "compile"))
+@pytest.fixture(scope="module")
+def programs(stub: Path) -> dict[str, Any]:
+    """What two programs say, the second after the first: a few calls precompiled and made, and keys in every order."""
+    orders = (("sorted", "0123", "1302"), ("reversed", "3210"))
+    words = ((), ()) if NO_STUB else (("few-compile",), ("few-run",))
+    cache = stub / "cache"
+    return {**_program(stub, cache, *orders[0], *words[0]), **_program(stub, cache, *orders[1], *words[1])}
+
+
+def _all_found(compiled: dict[str, Any], ran: dict[str, Any], least: int) -> None:
     assert (compiled["failed"], compiled["unlisted"], compiled["there"], compiled["left"]) == ([], [], 0, 0)
     assert compiled["launcher"] == ""
-    ran = json.loads(_program(stub, "tests.bench.precompiled", "run"))
     assert ran == {"hits": compiled["compiled"], "misses": 0, "new": []}
-    assert ran["hits"] >= 14
+    assert ran["hits"] >= least
 
 
-def test_the_key_of_a_kernel_depends_on_no_other_kernel(tmp_path: Path) -> None:
+@SHARED
+@pytest.mark.skipif(NO_STUB, reason=WHY_NO_STUB)
+def test_a_run_after_precompiling_finds_everything_in_the_cache(programs: dict[str, Any]) -> None:
+    """Kernels and launchers: not one entry is new. The runs are real calls through Triton's own driver and launchers."""
+    _all_found(programs["few-compile"], programs["few-run"], 7)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NO_STUB, reason=WHY_NO_STUB)
+def test_a_run_of_more_calls_finds_everything_too(stub: Path, tmp_path: Path) -> None:
+    """With the statistics of layer norm, and K in parts."""
+    compiled = _program(stub, tmp_path, "compile")["compile"]
+    _all_found(compiled, _program(stub, tmp_path, "run")["run"], 14)
+
+
+@SHARED
+def test_the_key_of_a_kernel_is_the_same_in_every_order(programs: dict[str, Any]) -> None:
     """Triton 3.6 and 3.7 mix into a kernel's key what its functions use, if another kernel has called them before."""
-    first, second = (json.loads(_program(tmp_path, "tests.bench.precompiled", "keys", *order)) for order in ((), ("reversed",)))
+    first = programs["sorted"]
     assert len(first) > 20
-    assert first == second
+    for order in ("reversed", "0123", "3210", "1302"):
+        assert programs[order] == first, order
+    assert len({first[name] for name in FIRST}) == 4
 
 
 def test_every_headline_row_is_listed_with_its_real_configuration() -> None:
@@ -197,27 +229,3 @@ def test_a_wrong_argument_is_named(options: list[str], named: str, capsys: pytes
         precompile.main(options)
     assert ended.value.code == 2
     assert named in capsys.readouterr().err
-
-
-ORDERS = """
-import importlib, sys
-from fused_ops._runtime.cache_keys import settle
-found = [getattr(importlib.import_module("fused_ops.kernels.linear." + module), name) for module, name in (
-    ("linear_bwd", "linear_act_bwd_kernel"), ("linear_tma", "linear_fwd_tma_kernel"), ("linear_splitk", "linear_reduce_kernel"),
-    ("linear_gated_bwd", "gate_bwd_kernel"))]
-for i in map(int, sys.argv[1]):
-    settle(found[i])
-print(*(kernel.cache_key for kernel in found))
-"""
-
-
-def test_a_kernels_key_is_the_same_in_every_order() -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
-    keys = {
-        subprocess.run(
-            [sys.executable, "-c", ORDERS, order], capture_output=True, text=True, check=True, env=environment, cwd=ROOT
-        ).stdout
-        for order in ("0123", "3210", "1302")
-    }
-    assert len(keys) == 1
-    assert len(set(keys.pop().split())) == 4

@@ -12,6 +12,8 @@ from tests.bench import fake_cuda
 
 def test_every_check_holds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(probe, "_host_us", lambda call: 1.0)
+    for name, size in (("M", 8), ("K", 64), ("N", 32)):  # a CPU's
+        monkeypatch.setattr(probe, name, size)
     with fake_cuda.installed():
         status = probe.main()
         count = len(probe.checks())

@@ -13,14 +13,7 @@ pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_synthetic(
-        tmp_path_factory.mktemp("synthetic") / "results.csv", only="(softmax.*|layer_norm.*|_gelu)-bf16-(fwd|bwd)-"
-    )
-
-
-def test_page_says_what_matters(results: Path, tmp_path: Path) -> None:
+def test_page_says_what_matters(tmp_path: Path) -> None:
     only = write_synthetic(tmp_path / "results.csv", only="softmax.*bf16-fwd-")
     assert main(["report", str(only), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
@@ -37,11 +30,13 @@ def test_page_says_what_matters(results: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out/*.tmp"))
 
 
-def test_pictures_are_labelled_and_legible(results: Path) -> None:
+@pytest.mark.parametrize("passes", ["fwd", pytest.param("fwd|bwd", marks=pytest.mark.slow)])
+def test_pictures_are_labelled_and_legible(passes: str, tmp_path: Path) -> None:
     from bench.report.frame import load
     from bench.report.page import pictures
     from bench.report.style import plt
 
+    results = write_synthetic(tmp_path / "results.csv", only=f"(softmax.*|layer_norm.*|_gelu)-bf16-({passes})-")
     drawn = 0
     for _, name, figure in pictures(load(results)):
         if figure is None:

@@ -18,13 +18,16 @@ from bench.timing import Replay, capture, side_stream
 from tests.bench import fake_cuda
 from tests.bench.small import Made, task
 
+CYCLES = 3  # in a graph, at the most
+
 
 @pytest.fixture
 def gpu() -> Iterator[fake_cuda.GPU]:
     """Without the fixture monkeypatch, which would outlive it: what a test patches in torch.cuda is undone before this is."""
     with pytest.MonkeyPatch.context() as patched, fake_cuda.installed() as fake:
         patched.setattr("bench.inputs.MAX_SETS", 3)
-        patched.setattr(timing, "SPIN_S", 0.0)
+        for name, few in (("MAX_CYCLES", CYCLES), ("MAX_SAMPLES", timing.MIN_SAMPLES), ("SPIN_S", 0.0)):
+            patched.setattr(timing, name, few)
         yield fake
 
 
@@ -172,7 +175,7 @@ def test_a_provider_that_cannot_be_captured_is_not_tried(gpu: fake_cuda.GPU) -> 
     assert gpu.captures == 0
 
 
-@pytest.mark.parametrize(("launch_s", "cycles"), [(1e-3, 1), (1e-4, 2), (1e-7, timing.MAX_CYCLES)])
+@pytest.mark.parametrize(("launch_s", "cycles"), [(1e-3, 1), (1e-4, 2), (1e-7, CYCLES)])
 def test_short_steps_are_repeated_in_a_graph(
     launch_s: float, cycles: int, gpu: fake_cuda.GPU, monkeypatch: pytest.MonkeyPatch
 ) -> None:

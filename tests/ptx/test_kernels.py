@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
+from fused_ops import REGISTRY, fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
 from fused_ops._runtime.compiled import Planned
 from fused_ops._torch.spec import FORWARD_ONLY
 from fused_ops.kernels.config import MatmulConfig
@@ -59,21 +59,28 @@ MOST_BACKWARD = {
     "softmax": 70001,
     "layer_norm": 8192,
 }  # columns; the chunked backward of layer norm runs for long here: in a sample alone
-POINTS = [
-    (90, BF16, "contiguous", (64, 197, 256, 512, 1000, 4096, 8192, 16384, 32768, 50257, 65536, 70001)),
-    (90, BF16, "odd_stride", (197, 1000, 4097)),
-    (90, BF16, "offset", (198, 1000, 16384)),
-    (90, FP16, "contiguous", (197, 50257, 65536)),
-    (90, FP32, "contiguous", (31, 197, 1000, 1001, 16384, 40001)),
-    (80, BF16, "contiguous", (197, 1000, 32768, 50257)),
-    (80, FP32, "contiguous", (513, 16384)),
+POINTS = [  # N of `make test`, then of `make slow`
+    (90, BF16, "contiguous", (197, 512, 1000, 16384, 65536, 70001), (64, 256, 4096, 8192, 32768, 50257)),
+    (90, BF16, "odd_stride", (197,), (1000, 4097)),
+    (90, BF16, "offset", (1000,), (198, 16384)),
+    (90, FP16, "contiguous", (), (197, 50257, 65536)),
+    (90, FP32, "contiguous", (1001,), (31, 197, 1000, 16384, 40001)),
+    (80, BF16, "contiguous", (197, 32768), (1000, 50257)),
+    (80, FP32, "contiguous", (), (513, 16384)),
 ]
+LATER = (pytest.mark.slow,)
 
 
-@pytest.mark.parametrize(
-    ("arch", "dtype", "layout", "N"),
-    [pytest.param(a, d, layout, n, id=f"sm{a}-{str(d)[6:]}-{layout}-{n}") for a, d, layout, ns in POINTS for n in ns],
-)
+def _points() -> list[Any]:
+    return [
+        pytest.param(arch, dtype, layout, N, id=f"sm{arch}-{str(dtype)[6:]}-{layout}-{N}", marks=marks)
+        for arch, dtype, layout, first, later in POINTS
+        for marks, lengths in (((), first), (LATER, later))
+        for N in lengths
+    ]
+
+
+@pytest.mark.parametrize(("arch", "dtype", "layout", "N"), _points())
 @pytest.mark.parametrize("op", ["softmax", "layer_norm"])
 def test_rows(op: str, arch: int, dtype: torch.dtype, layout: str, N: int) -> None:
     """Every variant of the row kernels; x, dy and y are read from memory once and each result is written once."""
@@ -105,31 +112,66 @@ def test_packed_rows_of_infinities(N: int) -> None:
     assert "cvt.rn.bf16x2.f32" in gpu.launches[0].compiled.asm["ptx"]
 
 
-# The chunked backward of layer norm: wide_bwd has rows of 8200 in every run, long_row one of 40001.
-SLOW = {"layer_norm-bfloat16-long_row": (pytest.mark.slow,)}
-SAMPLES = [pytest.param(90, *case.values, id=f"sm90-{case.id}", marks=SLOW.get(case.id, ())) for case in cases([BF16])]
-SAMPLES += [pytest.param(80, *case.values, id=f"sm80-{case.id}") for case in cases([BF16]) if case.values[0] == "linear"]
-SAMPLES += [
-    pytest.param(90, *case.values, id=f"sm90-{case.id}")
-    for case in cases([FP32])
-    if case.id.startswith("layer_norm") and not case.id.endswith(("long_row", "wide_bwd"))
-]
+# The samples of `make test`: each kernel, each kind of layout, no rows, no K, infinities. `make slow` runs them all.
+FIRST = {
+    "softmax": "rows(9, 257)|rows(3, 513)|rows(0, 5)|3d_dim1|transposed|sliced|offset|special|long_masked|to_float32",
+    "layer_norm": "rows(2, 1000)|rows(0, 5)|no_affine|no_bias|transposed|offset_view|expanded|mean_300|special",
+    "linear": "relu|gelu|bare|mnk(65, 130, 70)|mnk(5, 4, 0)|descriptors|transposed|weight_t|special_gelu_tanh",
+    "gated_linear": "silu|gelu_tanh|mnk(65, 70, 33)|mnk(5, 4, 0)|up_bias|one_weight_t",
+    "mlp": "gelu|relu|recompute|no_biases|weights_t",
+}
+FIRST_NAMES = {name: names.split("|") for name, names in FIRST.items()}
 
 
-@pytest.mark.parametrize(("arch", "name", "dtype", "index"), SAMPLES)
+def _samples() -> list[Any]:
+    """bf16 on sm_90 all, on sm_80 the products, and in fp32 layer norm without its chunked backward, which is long here."""
+    found = []
+    for arch, dtype in ((90, BF16), (80, BF16), (90, FP32)):
+        for case in cases([dtype]):
+            op, sample = case.values[0], case.id.split("-", 2)[2]
+            wanted = {(90, BF16): True, (80, BF16): op == "linear", (90, FP32): op == "layer_norm"}[arch, dtype]
+            if wanted and not (dtype is FP32 and sample in ("long_row", "wide_bwd")):
+                first = sample in FIRST_NAMES[op] if (arch, dtype) == (90, BF16) else sample in ("gelu", "special")
+                found.append(pytest.param(arch, *case.values, id=f"sm{arch}-{case.id}", marks=() if first else LATER))
+    return found
+
+
+def test_the_first_samples_are_samples_of_every_op() -> None:
+    assert set(FIRST) == set(REGISTRY)
+    known = {case.id for case in cases([BF16])}
+    assert not {f"{op}-bfloat16-{name}" for op, names in FIRST_NAMES.items() for name in names} - known
+
+
+@pytest.mark.parametrize(("arch", "name", "dtype", "index"), _samples())
 def test_samples(arch: int, name: str, dtype: torch.dtype, index: int) -> None:
     with device(arch):
         hold_to_contract(*sample_of(name, dtype, index))
 
 
+FIRST_FORWARD = {
+    "linear_fp8": "gelu|no_bias|row_wise(True, False)|row_wise(False, True)|odd|small_m_long_k|transposed",
+    "layer_norm_fp8": "rows(2, 1000)|rows(0, 5)|no_affine|transposed|expanded|special|spike|zeros",
+}
+
+
+def test_the_first_samples_are_samples_of_every_op_without_gradients() -> None:
+    assert set(FIRST_FORWARD) == set(FORWARD_ONLY)
+    for name, names in FIRST_FORWARD.items():
+        assert set(names.split("|")) <= {sample.name for sample in FORWARD_ONLY[name].samples("cpu", BF16)}
+
+
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["first", "others"])
 @pytest.mark.parametrize("name", FORWARD_ONLY)
-def test_samples_of_ops_without_gradients(name: str) -> None:
+def test_samples_of_ops_without_gradients(name: str, first: bool) -> None:
     spec = FORWARD_ONLY[name]
+    launches = 0
     for sample in spec.samples("cpu", BF16):
-        with device(90) as gpu, ContractMode() as mode:
-            spec.public(*sample.args, **sample.kwargs)
-        assert mode.checked, sample.name
-    assert gpu.launches
+        if (sample.name in FIRST_FORWARD[name].split("|")) == first:
+            with device(90) as gpu, ContractMode() as mode:
+                spec.public(*sample.args, **sample.kwargs)
+            assert mode.checked, sample.name
+            launches += len(gpu.launches)
+    assert launches
 
 
 def operands(M: int, N: int, K: int, dtype: torch.dtype, x_t: bool = False, w_t: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,7 +181,9 @@ def operands(M: int, N: int, K: int, dtype: torch.dtype, x_t: bool = False, w_t:
 
 
 def tiles(use: str) -> list[Any]:
-    return [pytest.param(t, id=f"{t.block_m}x{t.block_n}x{t.block_k}") for t, _ in linear_config._TMA_TILES[use]]
+    """The tiles of a use; all but the smallest are slow."""
+    found = sorted((t.block_m * t.block_n, f"{t.block_m}x{t.block_n}x{t.block_k}", t) for t, _ in linear_config._TMA_TILES[use])
+    return [pytest.param(t, id=name, marks=LATER if i else ()) for i, (_, name, t) in enumerate(found)]
 
 
 @pytest.mark.parametrize("tile", tiles("fwd"))
@@ -159,7 +203,7 @@ def test_tma_tiles(tile: MatmulConfig) -> None:
 
 
 @pytest.mark.parametrize(("x_t", "w_t"), [(True, False), (False, True), (True, True)])
-@pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", [BF16, pytest.param(FP16, marks=LATER)], ids=["bf16", "fp16"])
 def test_tma_reads_transposed_operands(x_t: bool, w_t: bool, dtype: torch.dtype) -> None:
     tile = linear_config._TMA_TILES["fwd"][2][0]
     x, w, b = operands(104, 136, 200, dtype, x_t, w_t)
@@ -186,7 +230,7 @@ def test_mlp_backward_tma_tiles(tile: MatmulConfig) -> None:
     assert "linear_dact_tma_kernel" in {launch.kernel for launch in gpu.launches}
 
 
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=LATER)])
 def test_split_k_and_pointer_kernels(arch: int) -> None:
     x, w, b = operands(16, 200, 1100, BF16)
     for config in (linear_config.linear_config(16, 200, 1100, 2, (9, 0), 4, "any"), MatmulConfig(64, 64, 32, 4, 4)):
@@ -196,7 +240,7 @@ def test_split_k_and_pointer_kernels(arch: int) -> None:
         assert "mma.sync" in gpu.launches[0].compiled.asm["ptx"] or "wgmma" in gpu.launches[0].compiled.asm["ptx"]
 
 
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=LATER), 90])
 def test_tf32_where_torch_allows_it(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 products are exact in fp32, and with TF32 allowed those of 11-bit significands, which nothing else here computes."""
     x, w, _ = operands(70, 72, 96, FP32)

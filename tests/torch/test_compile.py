@@ -173,6 +173,7 @@ def test_export_keeps_the_operator_and_decomposes_to_aten(call: Call, strict: bo
             torch.testing.assert_close(exported.module()(*inputs), call.ours(*inputs))
 
 
+@pytest.mark.slow
 def test_aotinductor_package_needs_no_fused_ops(tmp_path: Path) -> None:
     model = block().eval()
     x = torch.randn(4, 8)

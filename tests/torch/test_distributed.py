@@ -17,7 +17,7 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_agree_with_one(world: int, tmp_path: Path) -> None:
     """One group of processes runs all its checks; each must have passed on each process."""
     from torch.multiprocessing import spawn
