@@ -1,4 +1,7 @@
-"""Feed files to every reader of ONNX, one line of JSON each. Run in a process of its own: native parsers may end it."""
+"""Feed each file to the reader of ONNX that its folder is named after, one line of JSON each.
+
+Run in a process of its own: native parsers may end it.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,14 @@ def build(path: Path) -> None:
 READERS: dict[str, Any] = {"build": build, "inspect": inspect_file, "infer": infer}
 
 if __name__ == "__main__":
-    for name in sys.argv[2:]:
+    for name in sys.argv[1:]:
+        path = Path(name)
+        reader = path.parent.name
         try:
-            READERS[sys.argv[1]](Path(name))
+            READERS[reader](path)
             outcome = "ok"
         except ExportError as error:
             outcome = f"ExportError: {error}"
         except BaseException as error:
             outcome = f"{type(error).__name__}: {error}"
-        print(json.dumps([Path(name).name, outcome]), flush=True)
+        print(json.dumps([reader, path.name, outcome]), flush=True)

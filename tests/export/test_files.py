@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -68,33 +70,48 @@ def test_missing_package_names_the_extra() -> None:
         require("no_such_package.part", "onnx")
 
 
-def test_without_onnx(tmp_path: Path) -> None:
-    """Importing fused_ops.export needs no onnx; using export_onnx says what to install, before any work."""
-    code = """
-import sys
+LAZY = """
+import json, sys, fused_ops.export
+from fused_ops.export import ExportError
+said = {}
+said["loaded"] = [m for m in ("onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "rich", "typer") if m in sys.modules]
+said["dir"] = "verify" in dir(fused_ops.export)
+import fused_ops.export.verification.verifier
+said["callable"] = callable(fused_ops.export.verify)
+assert "onnx" not in sys.modules
 sys.modules["onnx"] = None
-import torch, fused_ops.export
+import torch
 try:
     fused_ops.export.export_onnx(torch.nn.Linear(2, 2), (torch.randn(1, 2),), "m.onnx")
 except ModuleNotFoundError as error:
-    print(error)
+    said["error"] = str(error)
+from pathlib import Path
+said["files"] = [str(path) for path in Path().iterdir()]
+print(json.dumps(said))
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "pip install 'fused-ops[onnx]'" in result.stdout
-    assert not list(tmp_path.iterdir())
 
 
-def test_import_is_lazy() -> None:
-    code = """
-import sys, fused_ops.export
-from fused_ops.export import ExportError
-loaded = [m for m in ("onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "rich", "typer") if m in sys.modules]
-assert not loaded, loaded
-assert "verify" in dir(fused_ops.export)
-import fused_ops.export.verification.verifier
-assert callable(fused_ops.export.verify)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a fresh process says that imports fused_ops.export, and then can import no onnx."""
+    folder = tmp_path_factory.mktemp("fresh")
+    result = subprocess.run([sys.executable, "-c", LAZY], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout)
+
+
+@pytest.mark.xdist_group("export-fresh")
+def test_without_onnx(fresh: dict[str, Any]) -> None:
+    """Importing fused_ops.export needs no onnx; using export_onnx says what to install, before any work."""
+    assert "pip install 'fused-ops[onnx]'" in fresh["error"]
+    assert fresh["files"] == []
+
+
+@pytest.mark.xdist_group("export-fresh")
+def test_import_is_lazy(fresh: dict[str, Any]) -> None:
+    assert fresh["loaded"] == []
+    assert fresh["dir"]
+    assert fresh["callable"]
 
 
 def test_sha256(tmp_path: Path) -> None:

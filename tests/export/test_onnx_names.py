@@ -14,6 +14,7 @@ from torch.export import Dim
 from fused_ops import fused_softmax
 from fused_ops.export import ExportError, export_onnx, verify
 from tests.export import models
+from tests.export.exports import Exports
 from tests.export.onnx_helpers import dims
 
 
@@ -35,8 +36,9 @@ def test_dims_are_named_and_shared(path: Path) -> None:
 
 
 def test_unnamed_dims_are_named_after_their_input(path: Path) -> None:
-    export_onnx(models.make("mlp"), (models.example(),), path, dynamic_shapes=({0: Dim.DYNAMIC, 1: Dim.AUTO},))
-    assert dims(onnx.load(path).graph.input[0]) == ["x_dim_0", "x_dim_1", models.WIDTH]
+    model = nn.Linear(models.WIDTH, 8)
+    export_onnx(model, (models.example(),), path, dynamic_shapes=({0: Dim.DYNAMIC, 1: Dim.AUTO},))
+    assert dims(onnx.load(path).graph.input[0]) == ["input_dim_0", "input_dim_1", models.WIDTH]
 
 
 def test_derived_dims(path: Path) -> None:
@@ -50,9 +52,9 @@ def test_derived_dims(path: Path) -> None:
     assert verify(path, Pairs(), [torch.randn(10, 8)]).ok
 
 
-def test_weights_nodes_inputs_and_outputs_keep_their_names(path: Path) -> None:
-    export_onnx(models.make("mlp"), (models.example(),), path, dynamic_shapes=models.DYNAMIC)
-    graph = onnx.load(path).graph
+@pytest.mark.xdist_group("export-mlp")
+def test_weights_nodes_inputs_and_outputs_keep_their_names(exported: Exports) -> None:
+    graph = onnx.load(exported("mlp")[1]).graph
     weights = {i.name for i in graph.initializer}
     assert {"norm.weight", "norm.bias", "up.bias", "up.weight.T", "down.weight.T"} <= weights
     assert {"norm/LayerNormalization", "up/MatMul", "down/MatMul"} <= {n.name for n in graph.node}
@@ -76,18 +78,27 @@ def test_nested_results_get_names_from_their_keys(path: Path) -> None:
 
 @pytest.mark.parametrize("names", [["y", "y"], ["x", "y"], ["up.bias", "y"], ["y"], ["y", ""], "yz"])
 def test_bad_output_names_are_refused(names: Any, path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.up(x)
+            return y, -y
+
     with pytest.raises(ExportError, match="export_onnx: output_names: got"):
-        export_onnx(models.DirectCalls().eval(), (models.example(),), path, output_names=names)
+        export_onnx(Two(), (torch.ones(3, 4),), path, output_names=names)
     assert not list(path.parent.iterdir())
 
 
-def test_output_name_of_an_internal_value(path: Path) -> None:
+@pytest.mark.xdist_group("export-decoder")
+def test_output_name_of_an_internal_value(exported: Exports) -> None:
     """torch's exporter gives two values one name then: no error, and a file that is not ONNX."""
-    model = models.make("decoder")
-    export_onnx(model, (models.example(),), path)
+    _, path = exported("decoder", dynamic=False)
     inside = [out for node in onnx.load(path).graph.node for out in node.output if out != "output"]
     for name in inside[:: max(1, len(inside) // 4)]:
-        export_onnx(model, (models.example(),), path, output_names=[name])
+        model, path = exported("decoder", dynamic=False, output_names=[name])
         graph = onnx.load(path).graph
         assert graph.output[0].name == name
         assert [out for node in graph.node for out in node.output].count(name) == 1

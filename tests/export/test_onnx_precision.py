@@ -12,73 +12,72 @@ from torch import nn
 from fused_ops import fused_softmax
 from fused_ops.export import ExportError, export_onnx, verify
 from tests.export import models
+from tests.export.exports import NAMES, Exports
 from tests.export.onnx_helpers import SHAPES, types_of
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", ["mlp", "decoder", "vit"])
-def test_low_precision_keeps_norms_and_softmax_in_fp32(name: str, precision: str, path: Path) -> None:
-    model = models.make(name)
-    export_onnx(model, (models.example(),), path, dynamic_shapes=models.DYNAMIC, precision=precision)
+@pytest.mark.parametrize("name", NAMES)
+def test_low_precision_keeps_norms_and_softmax_in_fp32(name: str, precision: str, exported: Exports) -> None:
+    model, path = exported(name, precision=precision)
     report = verify(path, model, SHAPES)
     assert report.ok, str(report)
-    exported = onnx.load(path)
-    types = types_of(exported)
+    loaded = onnx.load(path)
+    types = types_of(loaded)
     low = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision]
-    assert types["x"] == types[exported.graph.output[0].name] == onnx.TensorProto.FLOAT
-    for node in exported.graph.node:
+    assert types["x"] == types[loaded.graph.output[0].name] == onnx.TensorProto.FLOAT
+    for node in loaded.graph.node:
         if node.op_type in ("LayerNormalization", "Softmax"):
             assert {types[n] for n in (*node.input, *node.output) if n} == {onnx.TensorProto.FLOAT}
         elif node.op_type in ("MatMul", "Gelu"):
             assert {types[n] for n in (*node.input, *node.output)} == {low}
 
 
-def test_low_precision_inputs_and_outputs_too(path: Path) -> None:
-    model = models.make("mlp")
-    export_onnx(model, (models.example(),), path, dynamic_shapes=models.DYNAMIC, precision="fp16", keep_io_types=False)
-    exported = onnx.load(path)
-    values = [*exported.graph.input, *exported.graph.output]
+@pytest.mark.xdist_group("export-mlp")
+def test_low_precision_inputs_and_outputs_too(exported: Exports) -> None:
+    model, path = exported("mlp", precision="fp16", keep_io_types=False)
+    graph = onnx.load(path).graph
+    values = [*graph.input, *graph.output]
     assert {v.type.tensor_type.elem_type for v in values} == {onnx.TensorProto.FLOAT16}
     assert verify(path, model, SHAPES).ok
 
 
-def test_keep_fp32_takes_operators_and_modules(path: Path) -> None:
-    model = models.make("decoder")
-    export_onnx(model, (models.example(),), path, precision="fp16", keep_fp32=("Gelu", "attention"))
-    exported = onnx.load(path)
-    types = types_of(exported)
-    for node in exported.graph.node:
+@pytest.mark.xdist_group("export-decoder")
+def test_keep_fp32_takes_operators_and_modules(exported: Exports) -> None:
+    _, path = exported("decoder", dynamic=False, precision="fp16", keep_fp32=("Gelu", "attention"))
+    loaded = onnx.load(path)
+    types = types_of(loaded)
+    for node in loaded.graph.node:
         if node.op_type == "Gelu" or (node.name.startswith("attention/") and node.op_type == "MatMul"):
             assert {types[n] for n in (*node.input, *node.output)} == {onnx.TensorProto.FLOAT}
         if node.op_type == "LayerNormalization":
             assert types[node.input[0]] == onnx.TensorProto.FLOAT16
     with pytest.raises(ExportError, match=r"keep_fp32: got 'nothing\.here'"):
-        export_onnx(model, (models.example(),), path, precision="fp16", keep_fp32=("nothing.here",))
+        exported("decoder", dynamic=False, precision="fp16", keep_fp32=("nothing.here",))
 
 
 def test_fp16_norm_does_not_overflow(path: Path) -> None:
     """The squares of 300 do not fit fp16: a norm computed in it gives zeros or infinities."""
 
-    class Functional(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.rms_norm(x, (models.WIDTH,), eps=1e-6)
+    class Others(nn.Module):
+        """Norms that share no node: a function, a division by the length, and primitives."""
 
-    class Normalize(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.normalize(x, dim=-1)
-
-    class ByHand(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
             centred = x - x.mean(-1, keepdim=True)
-            return centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + 1e-5)
+            return {
+                "functional": nn.functional.rms_norm(x, (models.WIDTH,), eps=1e-6),
+                "normalize": nn.functional.normalize(x, dim=-1),
+                "by_hand": centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + 1e-5),
+            }
 
     x = 300 * models.example()
     x[0, 0] = 0
-    for model, opset in ((models.RMS(), 20), (models.RMS(), 23), (Functional(), 20), (Normalize(), 20), (ByHand(), 20)):
+    for model, opset, outputs in ((models.RMS(), 20, 1), (models.RMS(), 23, 1), (Others(), 20, 3)):
         export_onnx(model, (x,), path, precision="fp16", opset=opset)
         # the reference evaluator computes in fp16 where the graph says so; ONNX Runtime's CPU mostly does not
         report = verify(path, model, x, max_relative_error=2e-3, runtime="reference")
         assert report.ok, f"{type(model).__name__} at {opset}: {report}"
+        assert len(report.rows) == outputs
 
 
 class Rotary(nn.Module):
@@ -127,8 +126,9 @@ def test_infinite_constants_stay_infinite(path: Path) -> None:
     assert verify(path, Infinite(), args).ok
 
 
-def test_low_precision_weights_keep_their_names(path: Path) -> None:
-    export_onnx(models.make("mlp"), (models.example(),), path, precision="fp16")
+@pytest.mark.xdist_group("export-mlp")
+def test_low_precision_weights_keep_their_names(exported: Exports) -> None:
+    _, path = exported("mlp", precision="fp16")
     types = {i.name: i.data_type for i in onnx.load(path).graph.initializer}
     assert types["up.weight.T"] == onnx.TensorProto.FLOAT16
     assert types["norm.weight"] == onnx.TensorProto.FLOAT

@@ -16,6 +16,8 @@ from torch import nn
 from fused_ops.export import ExportError, build_engine, export_onnx, quantize_onnx, sensitivity, verify
 from tests.export import models, sentences
 
+pytestmark = pytest.mark.xdist_group("export-tails")
+
 
 class Tails(nn.Module):
     """Two linears in a row with a residual; the second one's input has outliers, so that INT8 costs it more."""
@@ -243,6 +245,28 @@ def embedding(outputs: list[np.ndarray], inputs: dict[str, np.ndarray]) -> np.nd
     return (outputs[0] * mask).sum(1) / mask.sum(1)
 
 
+def test_int8_on_held_out_batches_and_its_engine(tails: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    """What test_minilm_int8 measures, on the small model: a metric of one's own, percentile, exclude, and an engine."""
+    seen: list[int] = []
+
+    def mean(outputs: list[np.ndarray], inputs: dict[str, np.ndarray]) -> np.ndarray:
+        seen.append(inputs["x"].shape[1])
+        return outputs[0].mean(1)
+
+    out = tmp_path / "int8.onnx"
+    report = quantize_onnx(
+        tails[1], out, batches(0), method="percentile", exclude=["w*d"], evaluation=batches(1), metric=mean, progress=False
+    )
+    assert (report.quantized, report.kept) == (["mild/MatMul"], ["wild/MatMul"])
+    assert report.cosine_mean >= 0.985, report.cosine_mean
+    assert set(seen) == {batch["x"].shape[1] for batch in batches(1)}
+    pytest.importorskip("tensorrt_rtx", reason="the engine needs tensorrt_rtx")
+    profile = {"x": ((1, 1, 16), (2, 8, 16), (2, 64, 16))}
+    build_engine(out, tmp_path / "int8.engine", backend="tensorrt_rtx", profiles=profile, progress=False)
+    assert (tmp_path / "int8.engine").stat().st_size > 1000
+
+
+@pytest.mark.slow
 def test_minilm_int8(tmp_path: Path) -> None:
     """The contract: a mean cosine of at least 0.985 to fp32 on sentences that were not calibrated on; its engine builds."""
     assert not set(sentences.CALIBRATION) & set(sentences.HELD_OUT)

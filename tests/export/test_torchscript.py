@@ -26,18 +26,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.pt"
 
 
-def run_elsewhere(path: Path, x: torch.Tensor) -> torch.Tensor:
-    """The first output for x in a process without fused_ops."""
-    torch.save(x, path.parent / "x.pt")
-    code = f"""
-import torch
-out = torch.jit.load({str(path)!r})(torch.load("x.pt", weights_only=True))
-torch.save(out[0] if isinstance(out, tuple) else out, "y.pt")
-"""
-    models.without_fused_ops(code, path.parent)
-    return torch.load(path.parent / "y.pt", weights_only=True)
-
-
 @pytest.mark.parametrize("mode", ["trace", "script"])
 @pytest.mark.parametrize("name", ["mlp", "decoder", "vit"])
 def test_blocks(name: str, mode: str, path: Path) -> None:
@@ -47,21 +35,43 @@ def test_blocks(name: str, mode: str, path: Path) -> None:
     assert report.ok, str(report)
 
 
-@pytest.mark.parametrize("mode", ["trace", "script"])
-def test_loads_without_fused_ops(mode: str, path: Path) -> None:
-    class Calls(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(24, models.WIDTH))
+class Calls(nn.Module):
+    """The three public functions in a model that torch.jit.script takes too."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = fused_layernorm(x, [x.size(-1)], None, None, 1e-5)
-            return fused_softmax(fused_linear(x, self.weight, None, "gelu"), dim=1)
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(24, models.WIDTH))
 
-    model = Calls().eval()
-    export_torchscript(model, (models.example(),), path, mode=mode)
-    x = models.example(3, 9)
-    torch.testing.assert_close(run_elsewhere(path, x), model(x))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = fused_layernorm(x, [x.size(-1)], None, None, 1e-5)
+        return fused_softmax(fused_linear(x, self.weight, None, "gelu"), dim=1)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """For each file, what one process without fused_ops computes with it at another shape, and what the model does."""
+    torch.manual_seed(0)
+    folder, x, calls = tmp_path_factory.mktemp("elsewhere"), models.example(3, 9), Calls().eval()
+    cases = {"trace": calls, "script": calls, "decoder": models.make("decoder")}
+    for name, model in cases.items():
+        export_torchscript(model, (models.example(),), folder / f"{name}.pt", mode="script" if name == "script" else "trace")
+    torch.save(x, folder / "x.pt")
+    code = f"""
+import torch
+x = torch.load("x.pt", weights_only=True)
+torch.save({{name: torch.jit.load(name + ".pt")(x).detach() for name in {list(cases)}}}, "y.pt")
+"""
+    models.without_fused_ops(code, folder)
+    got = torch.load(folder / "y.pt", weights_only=True)
+    with torch.no_grad():
+        return {name: (got[name], model(x)) for name, model in cases.items()}
+
+
+@pytest.mark.xdist_group("export-elsewhere")
+@pytest.mark.parametrize("name", ["trace", "script", "decoder"])
+def test_loads_without_fused_ops(name: str, elsewhere: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    got, expected = elsewhere[name]
+    torch.testing.assert_close(got, expected)
 
 
 def test_script_keeps_control_flow(path: Path) -> None:
@@ -192,6 +202,7 @@ int main(int argc, char** argv) {
 """
 
 
+@pytest.mark.slow  # almost all of it is the compiler reading libtorch's headers
 def test_cpp_program_runs_the_file(path: Path) -> None:
     """A libtorch program of one file, compiled here, loads a fused block and computes what Python does."""
     compiler = shutil.which("g++") or shutil.which("c++")

@@ -18,18 +18,18 @@ from fused_ops import fused_softmax
 from fused_ops.export import ExportError, export_onnx, export_torchscript, verify
 from fused_ops.export.verification.verifier import compare
 from tests.export import models
+from tests.export.exports import Exports
+
+pytestmark = pytest.mark.xdist_group("export-mlp")
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    torch.manual_seed(0)
-    model, path = models.make("mlp"), tmp_path_factory.mktemp("verify") / "mlp.onnx"
-    export_onnx(model, (models.example(),), path, dynamic_shapes=models.DYNAMIC)
-    return model, path
+@pytest.fixture
+def mlp(exported: Exports) -> tuple[nn.Module, Path]:
+    return exported("mlp")
 
 
-def test_good_file(exported: tuple[nn.Module, Path]) -> None:
-    model, path = exported
+def test_good_file(mlp: tuple[nn.Module, Path]) -> None:
+    model, path = mlp
     report = verify(path, model, [models.example(1, 1), models.example(5, 9)])
     assert report.ok
     assert report.exit_status == 0
@@ -43,16 +43,16 @@ def test_good_file(exported: tuple[nn.Module, Path]) -> None:
     assert data["runtime"] == "onnxruntime"
 
 
-def test_one_example_as_tuple_dict_or_tensor(exported: tuple[nn.Module, Path]) -> None:
-    model, path = exported
+def test_one_example_as_tuple_dict_or_tensor(mlp: tuple[nn.Module, Path]) -> None:
+    model, path = mlp
     x = models.example()
     for form in (x, (x,), {"x": x}, [x], [{"x": x}]):
         assert len(verify(path, model, form).rows) == 1
 
 
 @pytest.mark.parametrize("change", ["weight", "bias"])
-def test_wrong_weights_fail(exported: tuple[nn.Module, Path], change: str, tmp_path: Path) -> None:
-    model, path = exported
+def test_wrong_weights_fail(mlp: tuple[nn.Module, Path], change: str, tmp_path: Path) -> None:
+    model, path = mlp
     wrong = onnx.load(path)
     name = {"weight": "down.weight.T", "bias": "down.bias"}[change]
     weight = next(i for i in wrong.graph.initializer if i.name == name)
@@ -67,9 +67,8 @@ def test_wrong_weights_fail(exported: tuple[nn.Module, Path], change: str, tmp_p
     assert "FAILED" in str(report)
 
 
-def test_baked_dimension_fails_where_it_shows(tmp_path: Path) -> None:
-    model, path = models.make("mlp"), tmp_path / "static.onnx"
-    export_onnx(model, (models.example(),), path)
+def test_baked_dimension_fails_where_it_shows(exported: Exports) -> None:
+    model, path = exported("mlp", dynamic=False)
     report = verify(path, model, [models.example(), models.example(3, 5)])
     assert [row.ok for row in report.rows] == [True, False]
     assert "onnxruntime refuses" in report.rows[1].reason
@@ -146,16 +145,16 @@ def test_compare_values() -> None:
     assert not compare(np.zeros((2, 1)), np.zeros((1, 2)), 0, "", "y", 1.0, 0.0).ok
 
 
-def test_bounds_can_be_given(exported: tuple[nn.Module, Path]) -> None:
-    model, path = exported
+def test_bounds_can_be_given(mlp: tuple[nn.Module, Path]) -> None:
+    model, path = mlp
     assert not verify(path, model, models.example(), max_relative_error=0.0, min_cosine=1.0).ok
     report = verify(path, model, models.example(), max_relative_error=0.0)
     assert not report.ok
     assert report.max_relative_error == 0.0
 
 
-def test_reference_runtime_agrees(exported: tuple[nn.Module, Path]) -> None:
-    model, path = exported
+def test_reference_runtime_agrees(mlp: tuple[nn.Module, Path]) -> None:
+    model, path = mlp
     report = verify(path, model, models.example(), runtime="reference")
     assert report.runtime == "reference"
     assert report.ok
@@ -180,10 +179,10 @@ def test_bf16_is_rounded_after_every_operation(tmp_path: Path) -> None:
     assert reference.rows[0].max_abs == report.rows[0].max_abs
 
 
-def test_table_shows_the_reason(exported: tuple[nn.Module, Path]) -> None:
+def test_table_shows_the_reason(mlp: tuple[nn.Module, Path]) -> None:
     from rich.console import Console
 
-    model, path = exported
+    model, path = mlp
     console = Console(width=200, record=True)
     console.print(verify(path, model, models.example(), max_relative_error=0.0))
     text = console.export_text()
@@ -208,8 +207,8 @@ def test_bad_files(name: str, content: bytes | None, message: str, tmp_path: Pat
         verify(tmp_path / name, models.MLP(), models.example())
 
 
-def test_truncated_file(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
-    model, path = exported
+def test_truncated_file(mlp: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    model, path = mlp
     data = path.read_bytes()
     for keep in (1, 10, len(data) // 2, len(data) - 1):
         (tmp_path / "cut.onnx").write_bytes(data[:keep])
@@ -217,14 +216,14 @@ def test_truncated_file(exported: tuple[nn.Module, Path], tmp_path: Path) -> Non
             verify(tmp_path / "cut.onnx", model, models.example())
 
 
-def test_inputs_that_do_not_fit(exported: tuple[nn.Module, Path]) -> None:
+def test_inputs_that_do_not_fit(mlp: tuple[nn.Module, Path]) -> None:
     class Two(nn.Module):
         def forward(self, a: Any, b: Any) -> Any:
             return a
 
     with pytest.raises(ExportError, match="inputs: got 2 tensors, allowed: one for each of x"):
-        verify(exported[1], Two(), (models.example(), models.example()))
+        verify(mlp[1], Two(), (models.example(), models.example()))
     with pytest.raises(ExportError, match="inputs: got an empty list"):
-        verify(exported[1], Two(), [])
+        verify(mlp[1], Two(), [])
     with pytest.raises(ExportError, match="gives 1 outputs, the model 2"):
-        verify(exported[1], models.DirectCalls().eval(), models.example())
+        verify(mlp[1], models.DirectCalls().eval(), models.example())

@@ -34,8 +34,8 @@ def _leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float16) -> lis
     return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
 
 
-def _mlp_leaves(dtype: torch.dtype = torch.float16) -> list[Tensor]:
-    return _leaves((M, K), (H, K), (H,), (K, H), (K,), dtype=dtype)
+def _mlp_leaves(dtype: torch.dtype = torch.float16, rows: int = M) -> list[Tensor]:
+    return _leaves((rows, K), (H, K), (H,), (K, H), (K,), dtype=dtype)
 
 
 def _peak(function: Callable[..., Any], tensors: list[Tensor]) -> int:
@@ -53,7 +53,12 @@ def _said(what: str, **peaks: int) -> None:
     print(f"{what}: " + ", ".join(f"{name} {peak / HIDDEN:.2f}" for name, peak in peaks.items()))
 
 
-@pytest.mark.parametrize("activation", ["gelu", "silu", "relu", "quick_gelu"])
+def _slow(*activations: str) -> list[Any]:
+    """Those that differ from the others of their test in arithmetic, not in what is held."""
+    return [pytest.param(activation, marks=pytest.mark.slow) for activation in activations]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", *_slow("silu", "quick_gelu")])
 def test_mlp(activation: str) -> None:
     """At most eager's, but for one bias gradient that eager computes later; with recompute one hidden tensor less than
     both eager's and checkpoint's, which computes again all that it dropped before the backward begins."""
@@ -68,7 +73,7 @@ def test_mlp(activation: str) -> None:
     assert recompute >= 2 * HIDDEN  # the count itself: the pre-activation and its gradient cannot be missing
 
 
-@pytest.mark.parametrize("activation", [None, "gelu", "silu", "relu", "quick_gelu"])
+@pytest.mark.parametrize("activation", [None, "gelu", *_slow("silu", "relu", "quick_gelu")])
 def test_linear(activation: str | None) -> None:
     """At most eager's, but for the bounded partial sums of the bias's gradient, made in the activation's kernel."""
     tensors = _leaves((M, K), (H, K), (H,))
@@ -88,8 +93,9 @@ def test_gated_linear() -> None:
 
 def test_mlp_in_fp32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """There cuBLAS makes dy @ w2 and a kernel multiplies it by the derivative in place: the same bound, the same gradients."""
-    tensors = _mlp_leaves(torch.float32)
-    dy = torch.randn(M, K)
+    rows = M // 4
+    tensors = _mlp_leaves(torch.float32, rows)
+    dy = torch.randn(rows, K)
     usual = torch.autograd.grad(fused_mlp(*tensors), tensors, dy)
     calls: list[bool] = []
     monkeypatch.setattr(mlp_launch, "fp32_on_cublas", lambda t: not calls.append(True))
@@ -146,6 +152,7 @@ def test_the_count_sees_what_is_held_and_what_is_freed() -> None:
     assert peak_of(lambda: held.extend(x + i for i in range(3)), [x]) == 12000
 
 
+@pytest.mark.slow
 def test_each_order_of_needs_frees_as_much() -> None:
     """No subset of gradients holds more than all of them."""
     whole = _peak(fused_mlp, _mlp_leaves())
