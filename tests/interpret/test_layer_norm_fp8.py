@@ -20,7 +20,7 @@ from tests.ops.test_layer_norm_fp8 import test_several_normalised_dimensions_and
 __all__ = ["test_contract", "test_dimensions", "test_one_step", "test_product"]  # on the kernels too
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_samples(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: set[str] = set()

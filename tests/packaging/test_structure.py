@@ -90,22 +90,37 @@ for name in json.loads(sys.argv[2]):  # what the project does not own is loaded 
         importlib.import_module(name)
     except ImportError:
         pass
-failed = {}
-for name in json.loads(sys.argv[1]):
+
+def in_fork(function, *arguments):  # its result, which is JSON; a traceback where it raised
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            importlib.import_module(name)
+            said = function(*arguments)
         except BaseException:
-            os.write(writing, traceback.format_exc()[-2000:].encode())
+            said = traceback.format_exc()[-2000:]
+        with os.fdopen(writing, "w") as pipe:
+            json.dump(said, pipe)
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        text = pipe.read()
+        said = json.load(pipe)
     os.waitpid(child, 0)
-    if text:
-        failed[name] = text
+    return said
+
+def load(name):
+    importlib.import_module(name)
+
+def below(package, names):  # importing any of them imports the package first: once for all of them
+    load(package)
+    return {name: said for name in names if (said := in_fork(load, name))}
+
+failed, packages = {}, {}
+for name in json.loads(sys.argv[1]):
+    packages.setdefault(name.split(".")[0], []).append(name)
+for package, names in packages.items():
+    said = in_fork(below, package, names)
+    failed |= said if isinstance(said, dict) else {package: said}
 print(json.dumps(failed))
 """
 FOREIGN = (
@@ -133,9 +148,19 @@ def test_every_module_imports_alone(tmp_path: Path) -> None:
 def test_a_module_that_does_not_import_alone_is_found(tmp_path: Path) -> None:
     (tmp_path / "first_of_two.py").write_text("from second_of_two import b\na = 1\n")
     (tmp_path / "second_of_two.py").write_text("from first_of_two import a\nb = 1\n")
-    arguments = (json.dumps(["json", "first_of_two"]), "[]")
+    arguments = (json.dumps(["json", "json.decoder", "first_of_two"]), "[]")
     out = checked(sys.executable, "-c", IMPORT_EACH_ALONE, *arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert list(json.loads(out)) == ["first_of_two"]
+
+
+def test_a_module_below_a_package_that_does_not_import_alone_is_found(tmp_path: Path) -> None:
+    package = tmp_path / "pair"
+    package.mkdir()
+    for name, text in (("__init__", ""), ("good", ""), ("a", "from .b import x\ny = 1\n"), ("b", "from .a import y\nx = 1\n")):
+        (package / f"{name}.py").write_text(text)
+    arguments = (json.dumps(["pair", "pair.a", "pair.b", "pair.good"]), "[]")
+    out = checked(sys.executable, "-c", IMPORT_EACH_ALONE, *arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert list(json.loads(out)) == ["pair.a", "pair.b"]
 
 
 def test_few_files_are_flat_in_fused_ops() -> None:
