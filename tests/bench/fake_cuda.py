@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -322,7 +323,8 @@ def installed() -> Iterator[GPU]:
     from bench import timing
 
     gpu = GPU()
-    run, apply = torch.autograd._engine_run_backward, torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+    run = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+    apply = inspect.getattr_static(torch.autograd.Function, "apply")  # in Python, and from torch 2.14 on in C
     with contextlib.ExitStack() as stack:
         for name, value in _fakes(gpu).items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
@@ -330,7 +332,7 @@ def installed() -> Iterator[GPU]:
             stack.enter_context(mock.patch.object(torch._C, name, function, create=True))
         engine = lambda *args, **kwargs: gpu.backward(run, *args, **kwargs)  # noqa: E731
         stack.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", engine))
-        made = classmethod(lambda cls, *args, **kwargs: gpu.modes[1].gpu_made(apply(cls, *args, **kwargs)))
+        made = classmethod(lambda cls, *args, **kwargs: gpu.modes[1].gpu_made(apply.__get__(None, cls)(*args, **kwargs)))
         stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", made))
         for cache in (timing._stream, timing._spun):
             cache.cache_clear()

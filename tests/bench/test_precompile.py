@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from bench import headline, precompile
+from fused_ops._runtime.launch_path import triton_version
 from fused_ops._tools import launches as launches_module
 from fused_ops._tools import precompile as core
 from fused_ops._tools import tune_measure
 from fused_ops._tools.launches import Gpu, Launch, Pointer, listed, unique
 from fused_ops._tools.precompile import Call
 from fused_ops._tools.workers import in_processes
+from fused_ops.kernels.config import CLUSTER_TRITON
 from tests.bench.precompiled import FIRST
 
 ROOT = Path(__file__).parents[2]
@@ -100,8 +102,10 @@ def test_every_headline_row_is_listed_with_its_real_configuration() -> None:
     found = core.launches_of(calls, H100)
     assert {error for _, error in found} == {""}
     kernels = {launch.kernel for launches, _ in found for launch in launches}
+    clusters = triton_version()[1] >= CLUSTER_TRITON
     assert {
-        "softmax_fwd_packed_kernel", "softmax_bwd_chunked_kernel", "layer_norm_bwd_kernel", "linear_fwd_tma_kernel",
+        f"softmax_bwd_{'packed' if clusters else 'chunked'}_kernel", "softmax_fwd_packed_kernel", "layer_norm_bwd_kernel",
+        f"layer_norm_fwd_{'cluster' if clusters else 'chunked'}_kernel", "linear_fwd_tma_kernel",
         "linear_split_k_kernel", "gated_linear_fwd_tma_kernel", "product_sum_tma_kernel", "linear_dact_tma_kernel",
         "column_sum_kernel",
     } <= kernels  # fmt: skip
