@@ -15,6 +15,7 @@ SHARED_BASE = 1024  # CUDA keeps the first KiB of each program's shared memory
 RANK_SHIFT = 24  # shared::cluster addresses: the rank of the program + 1 above its own address
 LANES = 32
 SEVERAL = -2  # warps that read a byte
+ROUNDING = 2.0**-12  # of a sum's value: by so much the orders of adding its terms may differ
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -174,6 +175,22 @@ class Shared:
         view[program[:, None], items] = values
         return values
 
+    def _two_values(self, where: tuple[np.ndarray, ...], content: np.ndarray, mine: np.ndarray) -> np.ndarray:
+        """The bytes to which one instruction writes two values.
+
+        Not among them: fp32 values of one warp's lanes that differ by rounding, or NaNs, of which a GPU keeps one. From Triton 3.8 on
+        every lane stores the sum of its warp, and where the first addition of a butterfly was contracted with the lane's own
+        product, the lanes' sums are of the same terms, rounded differently.
+        """
+        kept = self.data[where]
+        differs = kept != content
+        if differs.any() and content.shape[-1] % 4 == 0:
+            a, b = (np.ascontiguousarray(x).view(np.float32) for x in (kept, content))
+            with np.errstate(all="ignore"):
+                close = (np.abs(a - b) <= ROUNDING * np.maximum(np.abs(a), np.abs(b))) | (np.isnan(a) & np.isnan(b))
+            differs &= ~(np.repeat(close, 4, axis=-1) & (self.written_by[where] == mine))
+        return differs
+
     def _race(
         self, program: np.ndarray, offset: np.ndarray, warps: np.ndarray, size: int, content: np.ndarray | None, what: str
     ) -> None:
@@ -184,9 +201,8 @@ class Shared:
         if content is not None:
             clash &= self.data[where] != content
             clash |= (self.read_in[where] == now) & (self.read_by[where] != mine)
-            self.data[where] = content
-            clash |= self.data[where] != content  # two values in this very instruction
-            self.written_by[where], self.written_in[where] = mine, now
+            self.data[where], self.written_by[where], self.written_in[where] = content, mine, now
+            clash |= self._two_values(where, content, mine)
         else:
             readers = np.where((self.read_in[where] == now) & (self.read_by[where] != mine), SEVERAL, mine)
             self.read_by[where] = readers

@@ -101,6 +101,15 @@ def test_two_values_at_one_place_are_a_race_within_a_warp_too() -> None:
     run("mov.b32 %r5, 7; st.shared.b32 [%r3], %r5;")  # the same value by all
 
 
+def test_sums_of_one_warp_may_differ_by_rounding_at_one_place() -> None:
+    store = "and.b32 %r5, %r1, 1; shl.b32 %r5, %r5, {shift}; add.s32 %r5, %r5, 1065353216; st.shared.b32 [%r3], %r5;"
+    run(store.format(shift=0), threads=32)  # 1 and the next number
+    with pytest.raises(MemoryFaultError, match="touched"):
+        run(store.format(shift=0), threads=64)  # by two warps
+    with pytest.raises(MemoryFaultError, match="touched"):
+        run(store.format(shift=13), threads=32)  # 1 and 1.001
+
+
 def test_threads_that_branch_apart_meet_again() -> None:
     y, _ = run(
         """mov.b32 %r5, 0; mov.b32 %r6, 0;

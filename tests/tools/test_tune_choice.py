@@ -12,11 +12,12 @@ import torch
 from typer.testing import CliRunner
 
 from fused_ops._runtime import tables
+from fused_ops._runtime.launch_path import triton_version
 from fused_ops._runtime.tables import Key, Machine
 from fused_ops._tools import launches, precompile, tune, tune_measure
 from fused_ops._tools.launches import Gpu
 from fused_ops.export.cli import app
-from fused_ops.kernels.config import RowConfig
+from fused_ops.kernels.config import RowConfig, has_clusters
 
 OWNER = Machine("NVIDIA Test 80GB", "3.9.0", "0" * 64)
 KEY = Key("softmax_fwd", 4096, 1000, 2)
@@ -127,11 +128,12 @@ def test_the_most_valuable_keys_come_first() -> None:
 def test_every_key_has_a_heuristic_configuration_that_a_table_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What tuning compares with, on fake tensors of an H100."""
     keys = tune_measure.select(tune_measure.all_keys(), tune_measure.BY_ITEMSIZE, ["headline"])
+    clusters = has_clusters(H100.capability, triton_version()[1])
     with launches.listed(H100):
         tables._tables[0] = dict.fromkeys(keys, CONFIG)
         for key in keys:
             chosen = tune_measure.chosen(key, tune_measure.arguments(key, launches.DEVICE))
-            tables.check_config(key, chosen)
+            tables.check_config(key, chosen, clusters)
         assert tables._tables[0] == dict.fromkeys(keys, CONFIG), "the table is as it was"
     assert 0 not in tables._tables
 
