@@ -183,7 +183,7 @@ def comparison(op: tuple[str, ...]) -> tuple[Function, str]:
     name, kind = op[1], op[-1]
     if name in ("num", "nan"):
         return (lambda a, b: (np.isnan(a) | np.isnan(b)) == (name == "nan")), kind
-    if kind[0] != "f":
+    if not kind.startswith(("f", "bf")):
         return (np.not_equal if name == "ne" else ORDERED[name]), kind
     if name in ("neu", "equ", "ltu", "leu", "gtu", "geu"):
         ordered = ORDERED[name[:-1]]

@@ -240,3 +240,15 @@ def test_comparisons_with_nan() -> None:
         ("nan", True),
     ):
         assert bool(comparison(("setp", name, "f32"))[0](nan, nan)) is with_nan, name
+
+
+def test_packed_comparisons_give_a_predicate_for_each_half() -> None:
+    """1 <= 2 below and 2 <= 1 above, in bfloat16; a NaN is in no order."""
+    body = """mov.b32 %r5, {a}; mov.b32 %r6, {b};
+        setp.le.bf16x2 %p1|%p2, %r5, %r6;
+        selp.b32 %r7, 1, 0, %p1; selp.b32 %r8, 2, 0, %p2; add.s32 %r7, %r7, %r8; st.global.b32 [%rd5], %r7;"""
+    one, two, nan = 0x3F80, 0x4000, 0x7FC0
+    for low, high, said in (((one, two), (two, one), 1), ((two, one), (one, one), 2), ((nan, one), (one, two), 2)):
+        a, b = (low[i] | high[i] << 16 for i in (0, 1))
+        y, _ = run(body.format(a=a, b=b))
+        assert set(y.tolist()) == {said}

@@ -41,8 +41,20 @@ def _compare(instruction: Instruction, code: Code) -> Step:
     if len(instruction.operands) != 3 or len(instruction.op) > 4:
         raise UnsupportedError(instruction.text)
     function, kind = comparison(instruction.op)
+    target = instruction.operands[0]
+    if kind.endswith("x2"):  # a predicate for each half of a register, the lower first
+        halves = [code.read(operand, "b32") for operand in instruction.operands[1:]]
+        writes = [code.write(t) for t in target]
+
+        def both(m: Machine) -> None:
+            pairs = [np.ascontiguousarray(np.broadcast_to(read(m), m.lanes.shape)).view(TYPES[kind[:-2]]) for read in halves]
+            found = function(*(pair.reshape(-1, 2) for pair in pairs))
+            for i, write in enumerate(writes):
+                write(m, found[:, i])
+
+        return both
     a, b = (code.read(operand, kind) for operand in instruction.operands[1:])
-    write = code.write(instruction.operands[0])
+    write = code.write(target)
     return lambda m: write(m, function(a(m), b(m)))
 
 
