@@ -117,7 +117,13 @@ def _tensormap(instruction: Instruction, code: Code) -> Step:
             place = _places(m, source(m), 128, what)[0]
             address = target(m)[m.active()][:1]
             m.memory.access(address, m.active()[:1], 1, 128, None, what)
-            m.state.setdefault("maps", {})[int(address[0])] = dict(m.state["fields"][place])
+            fields = dict(m.state["fields"][place])
+            if ("interleave_layout", 0) not in fields:  # Triton 3.9 writes zeros over the whole, and no field that is zero
+                program, at = place
+                if m.shared.data[program, at : at + 128].any():
+                    raise MemoryFaultError(f"{what}: nothing wrote the descriptor's interleave_layout")
+                fields["interleave_layout", 0] = 0
+            m.state.setdefault("maps", {})[int(address[0])] = fields
 
         return publish
     if op[1:3] != ("replace", "tile"):
