@@ -252,3 +252,14 @@ def test_packed_comparisons_give_a_predicate_for_each_half() -> None:
         a, b = (low[i] | high[i] << 16 for i in (0, 1))
         y, _ = run(body.format(a=a, b=b))
         assert set(y.tolist()) == {said}
+
+
+def test_fields_of_a_descriptor_that_are_not_set_are_zeros_that_were_written() -> None:
+    zeros = "mov.b32 %r5, 0; st.shared.b32 [%r4], %r5; bar.sync 0;"
+    publish = """tensormap.replace.tile.rank.shared::cta.b1024.b32 [%r3+0], 0x1;
+        tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%rd2+0], [%r3+0], 0x80;"""
+    _, machine = run(zeros + publish, threads=32)
+    (fields,) = machine.state["maps"].values()
+    assert fields == {("rank", 0): 1, ("interleave_layout", 0): 0}
+    with pytest.raises(MemoryFaultError, match="interleave_layout"):
+        run(publish, threads=32)
