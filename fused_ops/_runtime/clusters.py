@@ -7,12 +7,14 @@ on. `fused-ops tune` tries clusters like any other configuration, and drops thos
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 from ..kernels.config import CLUSTER_CAPABILITIES, CLUSTER_TRITON, RowConfig, has_clusters
 from . import settings
+from .compiled import Planned
 from .device import properties_of
 from .notices import warn_once
-from .plans import forget_plans
+from .plans import forget_plans, may_be_refused
 
 CLUSTERED = ("softmax_fwd", "softmax_bwd", "layer_norm_fwd")  # the kernels that run as clusters
 _given_up: set[int] = set()
@@ -37,6 +39,16 @@ def give_up(device: int, error: Exception) -> None:
     forget_plans()
     said = next(filter(None, str(error).splitlines()), "")
     warn_once("clusters", f"GPU {device} runs none ({type(error).__name__}: {said[:200]}); long rows are read twice instead")
+
+
+def or_no_cluster(planned: Planned, plan_again: Callable[[], Planned]) -> Planned:
+    """planned, a cluster's launch; where a GPU refuses it, plan_again() plans the launch of the same rows without clusters."""
+
+    def instead(error: Exception) -> Planned:
+        give_up(planned.device, error)
+        return plan_again()
+
+    return planned if planned.device < 0 else may_be_refused(planned, instead)
 
 
 def clusters_wanted(device: int) -> bool:

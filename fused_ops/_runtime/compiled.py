@@ -2,16 +2,18 @@
 
 JITFunction.run binds, specialises and hashes its arguments on every call, which takes longer than all the rest of an eager
 call. A `Planned` skips that. Its first call goes through kernel[grid] and keeps the compiled kernel that this returns.
-Further calls give Triton's own launcher the tensors' addresses, with every other argument prepared beforehand. One plan may
-keep several compiled kernels, because Triton specialises on whether addresses are multiples of 16.
+Further calls give Triton's own launcher the tensors' addresses and the number of rows, with every other argument prepared
+beforehand. One plan may keep several compiled kernels, because Triton specialises on whether addresses and sizes are multiples
+of 16, and on sizes of 1.
 
-Nothing that belongs to one call is kept: addresses and stream are looked up each time, and nothing is allocated or
+Nothing that belongs to one call is kept: addresses, rows and stream are looked up each time, and nothing is allocated or
 synchronised. So CUDA graphs, streams and threads need no care. A plan keeps its compiled kernels alive: Triton unloads one
 that nobody holds. Whatever is not as expected goes through kernel[grid], and FUSED_OPS_LAUNCH=triton sends every launch there.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,76 +22,97 @@ from torch import Tensor
 from .cache_keys import settle
 from .faults import name_launch, name_of
 from .launch_path import note_refusal, takes_fast_path, triton_version
+from .scratch import ensure_allocator, scratch
 
-LIMIT = 8192  # plans that `run` keeps; sizes are in their keys, and a server may see many
-ALIGNMENTS = 64  # compiled kernels that one plan keeps
-_ALIGNED = 0  # the key of a plan's compiled kernel for addresses that are all multiples of 16
-_Ready = Callable[[int, tuple[int, ...]], None]  # (stream, addresses): a launch
+SPECIALISATIONS = 64  # compiled kernels that one plan keeps
+_INT32_MAX = 2**31 - 1
+_Ready = Callable[[int, int, tuple[int, ...], tuple[int, ...]], None]  # (stream, grid, addresses, sizes): a launch
 
-_kept: dict[tuple[Any, ...], Planned] = {}
-_pointers: dict[int, tuple[int, Any]] = {}  # by a kernel's id: how many of its leading arguments are *_ptr, and the kernel
 _settled: dict[int, Any] = {}  # by their ids, the kernels whose place in Triton's cache depends on no other
 _hooks: Any = None  # triton.knobs.runtime, once triton is loaded
 _address = Tensor.data_ptr
 
 
 class Planned:
-    """One launch, complete but for its tensors: kernel[(grid,)](*tensors, *sizes, **options) on one device.
+    """A launch, complete but for its tensors and its rows: kernel[(grid,)](*tensors, M, **options) on one device.
 
-    The tensors of all calls have the same dtypes; the kernel's first parameters are their pointers, in order.
+    The tensors of all calls have the same dtypes; the kernel's first parameters are their pointers, in order. What does not
+    depend on the number of rows M is in the plan, so that a plan serves every M of one configuration.
 
     Attributes:
         device: the GPU's index, negative for the interpreter.
-        sizes: ints, the parameters that follow the pointers.
-        options: the remaining parameters by name, and launch options such as num_warps.
-        instead: where the GPU may refuse this launch (a cluster), a function that plans another one; else None.
+        options: the kernel's parameters by name, but for the pointers and the sizes given at a launch; and launch options
+            such as num_warps.
+        block, step: a program takes block rows of M; with step > 1 they lie step apart (rows.tile_rows).
+        across: programs for each block of rows: tiles of columns, parts of K.
+        most: the programs of a persistent kernel at the most; 0 where the grid grows with M.
+        takes_rows: whether M is an argument of the kernel, the first after the pointers.
+        instead: where a launch may be refused (a cluster, a compiler's pass), a function of the error that plans another one.
     """
 
-    __slots__ = ("_ready", "_refused", "device", "grid", "instead", "kernel", "options", "runs_directly", "sizes")
+    __slots__ = (
+        "_ready", "_refused", "across", "block", "device", "grows", "instead", "kernel", "most", "options", "runs_directly", "step", "takes_rows",
+    )  # fmt: skip
 
-    def __init__(self, device: int, kernel: Any, grid: int, sizes: tuple[int, ...], options: dict[str, Any]) -> None:
-        self.device, self.kernel, self.grid, self.sizes, self.options = device, kernel, grid, sizes, options
-        self.runs_directly = device >= 0 and grid != 0
-        self.instead: Callable[[], Planned] | None = None
+    def __init__(
+        self, device: int, kernel: Any, options: dict[str, Any], *, block: int = 1, step: int = 1, across: int = 1, most: int = 0,
+        takes_rows: bool = True,
+    ) -> None:  # fmt: skip
+        self.device, self.kernel, self.options = device, kernel, options
+        self.block, self.step, self.across, self.most, self.takes_rows = block, step, across, most, takes_rows
+        self.instead: Callable[[Exception], Planned] | None = None
+        self.grows = step == 1 and most == 0  # whether the grid is as many programs as there are blocks of rows
+        self.runs_directly = device >= 0
         self._ready: dict[Any, _Ready] = {}
         self._refused = False  # whether a launcher took other arguments than known
 
-    def run(self, stream: int, tensors: tuple[Tensor, ...]) -> None:
-        """Launch on the device, which is current, and on its current stream, the raw CUDA stream given. Not on a grid of 0."""
+    def grid(self, M: int) -> int:
+        """The programs of a launch over M rows."""
+        groups, rest = divmod(M, self.block * self.step)
+        grid = (groups * self.step + (rest if rest < self.step else self.step)) * self.across
+        return self.most if 0 < self.most < grid else grid
+
+    def run(self, stream: int, grid: int, sizes: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
+        """Launch on the device, which is current, and on its current stream, the raw CUDA stream given. Not on a grid of 0.
+
+        sizes: the kernel's parameters that follow the pointers, as many as options do not name.
+        """
         addresses = tuple(map(_address, tensors))
-        key: Any = _ALIGNED
+        key: Any = 0  # what Triton specialises on; 0 where all is a multiple of 16
+        for size in sizes:
+            key = 8 * key + (0 if not size & 15 else 1 if size == 1 else 2) + (4 if size > _INT32_MAX else 0)
         for address in addresses:
             if address & 15:  # the low bits rather than "a multiple of 16": finer than need be
-                key = tuple([address & 15 for address in addresses])
+                key = (key, *[address & 15 for address in addresses])
                 break
         ready = self._ready.get(key)
         if ready is None or self.kernel.pre_run_hooks or _is_watched():
-            self._first(key, tensors)
+            self._first(key, grid, sizes, tensors)
             return
         try:
-            ready(stream, addresses)
+            ready(stream, grid, addresses, sizes)
         except TypeError as error:  # the launcher's arguments are not what they were taken for; nothing was launched
             self._refuse(error)
-            self.through_triton(tensors)
+            self.through_triton(grid, sizes, tensors)
         except Exception as error:
-            name_launch(error, self.kernel, self.grid, (*tensors, *self.sizes), self.options)
+            name_launch(error, self.kernel, grid, (*tensors, *sizes), self.options)
             raise
 
-    def through_triton(self, tensors: tuple[Any, ...]) -> Any:
+    def through_triton(self, grid: int, sizes: tuple[int, ...], tensors: tuple[Any, ...]) -> Any:
         """Launch through kernel[grid], and return the compiled kernel."""
-        return _through_triton(self.kernel, self.grid, (*tensors, *self.sizes), self.options)
+        return _through_triton(self.kernel, grid, (*tensors, *sizes), self.options)
 
-    def _first(self, key: Any, tensors: tuple[Tensor, ...]) -> None:
-        compiled = self.through_triton(tensors)
+    def _first(self, key: Any, grid: int, sizes: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
+        compiled = self.through_triton(grid, sizes, tensors)
         if self._refused:
             return
         try:
-            ready = _direct_launch(self, compiled, len(tensors))
+            ready = _direct_launch(self, compiled, len(tensors) + len(sizes))
         except AttributeError as error:  # a launcher that lacks what is known of it
             self._refuse(error)
             return
         if ready is not None:
-            if len(self._ready) >= ALIGNMENTS:
+            if len(self._ready) >= SPECIALISATIONS:
                 self._ready.clear()
             self._ready[key] = ready
 
@@ -98,31 +121,6 @@ class Planned:
         self._refused = True
         self._ready.clear()
         note_refusal(name_of(self.kernel), error)
-
-
-def run(kernel: Any, grid: int, device: int, stream: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """kernel[(grid,)](*args, **kwargs) by a plan that is made on the first call of its kind, and kept.
-
-    args: tensors, as many as the kernel has parameters named *_ptr, which come first; then ints. The others: as Planned.
-    """
-    identity = id(kernel)
-    known = _pointers.get(identity)
-    if known is None:
-        known = _pointers[identity] = sum(name.endswith("_ptr") for name in kernel.arg_names), kernel
-    count = known[0]
-    tensors, sizes = args[:count], args[count:]
-    try:
-        dtypes = [tensor.dtype for tensor in tensors]
-    except AttributeError:  # no tensor where one is usual
-        _through_triton(kernel, grid, args, kwargs)
-        return
-    key = (identity, grid, device, *dtypes, *sizes, *kwargs, *kwargs.values())
-    planned = _kept.get(key)
-    if planned is None:
-        if len(_kept) >= LIMIT:
-            _kept.clear()
-        planned = _kept[key] = Planned(device, kernel, grid, sizes, kwargs)  # it holds the kernel, whose id is in the key
-    planned.run(stream, tensors)
 
 
 def _is_watched() -> bool:
@@ -137,6 +135,7 @@ def _through_triton(kernel: Any, grid: int, args: tuple[Any, ...], kwargs: dict[
     if id(kernel) not in _settled:
         settle(kernel)
         _settled[id(kernel)] = kernel
+    ensure_allocator()
     try:
         return kernel[(grid,)](*args, **kwargs, enable_fp_fusion=True)
     except Exception as error:
@@ -144,9 +143,10 @@ def _through_triton(kernel: Any, grid: int, args: tuple[Any, ...], kwargs: dict[
         raise
 
 
-def _direct_launch(planned: Planned, compiled: Any, pointers: int) -> _Ready | None:
-    """A function (stream, addresses) that launches compiled as planned, or None where Triton is not one of those known.
+def _direct_launch(planned: Planned, compiled: Any, given: int) -> _Ready | None:
+    """A function that launches compiled as planned, or None where Triton is not one of those known.
 
+    given: how many of the kernel's parameters, the first, are given at a launch: pointers and sizes.
     The function holds compiled: the driver's handle in it is no longer valid once Triton lets go of it and unloads the kernel.
     """
     global _hooks
@@ -156,24 +156,37 @@ def _direct_launch(planned: Planned, compiled: Any, pointers: int) -> _Ready | N
     import triton
 
     _hooks = triton.knobs.runtime
-    names = planned.kernel.arg_names[pointers:]
-    values = {**dict(zip(names, planned.sizes)), **planned.options}
-    if not set(names) <= set(values):
+    names = planned.kernel.arg_names[given:]
+    if not set(names) <= set(planned.options):
         return None
-    constants = tuple(values[name] for name in names)  # all arguments after the pointers, in the kernel's order
-    grid, metadata = planned.grid, compiled.packed_metadata
-    if launcher.global_scratch_size or launcher.profile_scratch_size or getattr(launcher, "gsan_enabled", False):
-        # Scratch memory is allocated for each launch: by Triton's launcher.
-        return lambda stream, addresses: launcher(
-            grid, 1, 1, stream, compiled.function, metadata, None, None, None, *addresses, *constants
-        )  # fmt: skip
+    constants = tuple(planned.options[name] for name in names)  # all arguments that are the plan's, in the kernel's order
+    metadata = compiled.packed_metadata
+    if launcher.profile_scratch_size or getattr(launcher, "gsan_enabled", False):
+        return functools.partial(_launch_by_triton, launcher, compiled, constants)
     launch, cooperative, pdl = launcher.launch, launcher.launch_cooperative_grid, launcher.launch_pdl
+    memory = _scratch_of(planned.device, launcher)
     if triton_version()[1] == (3, 6):
-        return lambda stream, addresses: launch(
-            grid, 1, 1, stream, compiled.function, cooperative, pdl, None, None, metadata, None, None, None, *addresses, *constants
+        return lambda stream, grid, addresses, sizes: launch(
+            grid, 1, 1, stream, compiled.function, cooperative, pdl, memory and memory(grid), None, metadata, None, None, None,
+            *addresses, *sizes, *constants,
         )  # fmt: skip
     annotations, signature = launcher.arg_annotations, launcher.kernel_signature
-    return lambda stream, addresses: launch(
-        grid, 1, 1, stream, compiled.function, cooperative, pdl, metadata, None, None, None, None, None, annotations, signature,
-        addresses + constants,
+    return lambda stream, grid, addresses, sizes: launch(
+        grid, 1, 1, stream, compiled.function, cooperative, pdl, metadata, None, None, None, memory and memory(grid), None,
+        annotations, signature, addresses + sizes + constants,
     )  # fmt: skip
+
+
+def _scratch_of(device: int, launcher: Any) -> Callable[[int], Tensor] | None:
+    """A function of the grid that gives the memory of one launch, for kernels that make TMA descriptors; None for others."""
+    size = launcher.global_scratch_size * getattr(launcher, "num_ctas", 1)
+    return (lambda grid: scratch(grid * size, device)) if size else None
+
+
+def _launch_by_triton(
+    launcher: Any, compiled: Any, constants: tuple[Any, ...], stream: int, grid: int, addresses: tuple[int, ...],
+    sizes: tuple[int, ...],
+) -> None:  # fmt: skip
+    """By Triton's launcher, which gives a kernel that is profiled or sanitised the memory that it asks for."""
+    ensure_allocator()
+    launcher(grid, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None, *addresses, *sizes, *constants)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor
 
 from . import settings
 
@@ -25,11 +24,6 @@ def _cuda_properties(index: int) -> tuple[tuple[int, int], int]:
 def properties_of(device: int) -> tuple[tuple[int, int], int]:
     """(capability, SM count) of a GPU by its index. -1 is the CPU: stand-ins for the interpreter."""
     return _cuda_properties(device) if device >= 0 else (INTERPRETER_CAPABILITY, INTERPRETER_SMS)
-
-
-def device_properties(tensor: Tensor) -> tuple[tuple[int, int], int]:
-    """(capability, SM count) of the tensor's GPU. For a CPU tensor: stand-ins for the interpreter."""
-    return properties_of(tensor.get_device())
 
 
 def interpreting() -> bool:

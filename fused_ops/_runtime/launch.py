@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import compiled
 from .compiled import Planned
 
 _current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
@@ -22,8 +21,8 @@ _recorder: Callable[[Any, int, tuple[Any, ...], dict[str, Any]], bool] | None = 
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[list[tuple[Any, int, dict[str, Any]]]]:
-    """While active, this thread's launches are noted as (kernel, grid, keyword arguments) and not made."""
+def recorded(made: bool = False) -> Iterator[list[tuple[Any, int, dict[str, Any]]]]:
+    """While active, this thread's launches are noted as (kernel, grid, keyword arguments); they are not made, unless made."""
     global _recorder
     launches: list[tuple[Any, int, dict[str, Any]]] = []
     thread = threading.get_ident()
@@ -32,7 +31,7 @@ def recorded() -> Iterator[list[tuple[Any, int, dict[str, Any]]]]:
         if threading.get_ident() != thread:
             return False
         launches.append((kernel, grid, kwargs))
-        return True
+        return not made
 
     before, _recorder = _recorder, record
     try:
@@ -47,39 +46,50 @@ def when_traced(tensor_type: type[Tensor], traced_launch: Callable[[Any, int, tu
     _traced_type, _traced_launch = tensor_type, traced_launch
 
 
-def launch(kernel: Any, grid: int, anchor: Tensor, *args: Any, **kwargs: Any) -> None:
-    """kernel[(grid,)](*args, **kwargs) on the device of anchor, whichever device is current. A grid of 0 is no launch.
+def is_traced(tensor: Tensor) -> bool:
+    """Whether a compiler is tracing a launch on tensor, which then has no address."""
+    return type(tensor) is _traced_type
 
-    args: tensors of that device and ints. kwargs: ints, floats, constexprs and options such as num_warps.
-    """
-    if grid == 0 or (_recorder is not None and _recorder(kernel, grid, args, kwargs)):
-        return
-    if type(anchor) is _traced_type:
-        _traced_launch(kernel, grid, args, kwargs)
-        return
-    device = anchor.get_device()
-    if device < 0:  # the interpreter
-        kernel[(grid,)](*args, **kwargs)
-    elif device == _current_device():
-        compiled.run(kernel, grid, device, _current_stream(device), args, kwargs)
+
+def launch(planned: Planned, M: int, *tensors: Tensor) -> None:
+    """Launch a plan over M rows, on tensors of its device and dtypes. No row is no launch."""
+    grid = -(-M // planned.block) * planned.across if planned.grows else planned.grid(M)
+    sizes = (M,) if planned.takes_rows else ()
+    direct = planned.runs_directly and grid and _recorder is None and type(tensors[0]) is not _traced_type
+    if direct and planned.device == _current_device():
+        planned.run(_current_stream(planned.device), grid, sizes, tensors)  # nearly every call
     else:
-        with torch.cuda.device(device):
-            compiled.run(kernel, grid, device, _current_stream(device), args, kwargs)
+        _launch_otherwise(planned, grid, sizes, tensors)
 
 
-def launch_planned(planned: Planned, *tensors: Tensor) -> None:
-    """Launch a plan on tensors of its device and dtypes."""
-    device = planned.device
-    traced = type(tensors[0]) is _traced_type
-    if planned.runs_directly and not traced and _recorder is None and device == _current_device():
-        planned.run(_current_stream(device), tensors)  # nearly every call
+def launch_grid(planned: Planned, grid: int, sizes: tuple[int, ...], *tensors: Tensor) -> None:
+    """Launch a plan on a grid that does not follow from rows; sizes: the kernel's parameters after the pointers."""
+    direct = planned.runs_directly and grid and _recorder is None and type(tensors[0]) is not _traced_type
+    if direct and planned.device == _current_device():
+        planned.run(_current_stream(planned.device), grid, sizes, tensors)
+    else:
+        _launch_otherwise(planned, grid, sizes, tensors)
+
+
+def _launch_otherwise(planned: Planned, grid: int, sizes: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
+    """A launch that is recorded, traced, interpreted, on another device than the current one, or that may be refused."""
+    kernel, options = planned.kernel, planned.options
+    if grid == 0 or (_recorder is not None and _recorder(kernel, grid, (*tensors, *sizes), options)):
         return
+    if is_traced(tensors[0]):
+        _traced_launch(kernel, grid, (*tensors, *sizes), options)
+        return
+    device = planned.device
     try:
-        launch(planned.kernel, planned.grid, tensors[0], *tensors, *planned.sizes, **planned.options)
+        if device < 0:  # the interpreter
+            kernel[(grid,)](*tensors, *sizes, **options)
+        elif device == _current_device():
+            planned.run(_current_stream(device), grid, sizes, tensors)
+        else:
+            with torch.cuda.device(device):
+                planned.run(_current_stream(device), grid, sizes, tensors)
     except Exception as error:  # the compiler's and the driver's have many types
-        if planned.instead is None or device < 0 or traced:
+        if planned.instead is None:
             raise
-        from .clusters import give_up
-
-        give_up(device, error)
-        launch_planned(planned.instead(), *tensors)
+        rows = sizes[0] if planned.takes_rows else grid // planned.across * planned.block
+        launch(planned.instead(error), rows, *tensors)

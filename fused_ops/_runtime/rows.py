@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .launch import launch
+from .compiled import Planned
+from .launch import launch_grid
+from .plans import plan
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -23,6 +26,12 @@ def rows_and_strides(x: Tensor) -> tuple[Tensor, int, int, int]:
         return x, x.numel() // N, N, 1
     rows = rows_of(x)
     return rows, rows.shape[0], rows.stride(0), rows.stride(1)
+
+
+def no_columns(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """rows_and_strides of x (..., 0), which a product may have."""
+    M = math.prod(x.shape[:-1])
+    return x.new_empty((M, 0)), M, 1, 1
 
 
 def at_pairs(x: Tensor) -> bool:
@@ -43,6 +52,20 @@ def empty_of(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.new_empty(x.shape, dtype=dtype)
 
 
+def at_vectors(*tensors: Tensor) -> bool | None:
+    """Whether all begin at multiples of 16 bytes, as 128-bit loads and TMA need.
+
+    None where they do so in their storage and have no address, as the tensors that a compiler traces with.
+    """
+    try:
+        for tensor in tensors:
+            if tensor.data_ptr() & 15:
+                return False
+    except RuntimeError:
+        return False if any(tensor.storage_offset() * tensor.element_size() & 15 for tensor in tensors) else None
+    return True
+
+
 @functools.cache
 def _reduce() -> Any:
     from ..kernels import reduce
@@ -50,20 +73,27 @@ def _reduce() -> Any:
     return reduce
 
 
+@plan
+def _column_sum_plan(N: int, stride_pp: int, first: torch.dtype, second: torch.dtype, device: int) -> Planned:
+    reduce = _reduce()
+    blocks = {"BLOCK_P": reduce.COLUMN_SUM_BLOCK_P, "BLOCK_N": reduce.COLUMN_SUM_BLOCK_N}
+    across = -(-N // reduce.COLUMN_SUM_BLOCK_N)
+    return Planned(device, reduce.column_sum_kernel, {"N": N, "stride_pp": stride_pp, **blocks}, across=across)
+
+
 def column_sum(part: Tensor, dtype: torch.dtype) -> Tensor:
     """part (P, N) fp32 summed over P, as (N,) in dtype: the second stage of a deterministic reduction."""
-    return column_sums(part.unsqueeze(0), dtype, dtype)[0]
-
-
-def column_sums(parts: Tensor, first: torch.dtype, second: torch.dtype) -> list[Tensor]:
-    """[parts[0].sum(0) in dtype first, parts[1].sum(0) in dtype second], in one launch.
-
-    parts (1 or 2, P, N) fp32, contiguous but for a larger row stride.
-    """
-    reduce = _reduce()
-    S, P, N = parts.shape
-    out = [torch.empty((N,), dtype=dtype, device=parts.device) for dtype in (first, second)[:S]]
-    blocks = {"BLOCK_P": reduce.COLUMN_SUM_BLOCK_P, "BLOCK_N": reduce.COLUMN_SUM_BLOCK_N}
-    grid = S * -(-N // blocks["BLOCK_N"])
-    launch(reduce.column_sum_kernel, grid, parts, parts, out[0], out[-1], P, N, stride_pp=parts.stride(1), **blocks)
+    P, N = part.shape
+    out = part.new_empty((N,), dtype=dtype)
+    planned = _column_sum_plan(N, part.stride(0), dtype, dtype, part.get_device())
+    launch_grid(planned, planned.across, (P,), part, out, out)
     return out
+
+
+def column_sums(parts: Tensor, first: torch.dtype, second: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(parts[0].sum(0) in dtype first, parts[1].sum(0) in dtype second), in one launch. parts (2, P, N) fp32, contiguous."""
+    _, P, N = parts.shape
+    a, b = parts.new_empty((N,), dtype=first), parts.new_empty((N,), dtype=second)
+    planned = _column_sum_plan(N, N, first, second, parts.get_device())
+    launch_grid(planned, 2 * planned.across, (P,), parts, a, b)
+    return a, b

@@ -14,22 +14,27 @@ import torch
 from torch import Tensor
 
 
-def scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Uninitialised memory of size bytes on the current device, for one launch on its current stream.
+def scratch(size: int, device: int) -> Tensor:
+    """Uninitialised memory of size bytes on a device, for one launch on its current stream.
 
-    alignment: in bytes, at most the 512 that the caching allocator gives. stream: the current one, where Triton launches.
+    It begins at a multiple of 512 bytes, as all memory of the caching allocator, which is more than any kernel asks for.
     """
-    return torch.empty((size,), dtype=torch.int8, device=torch.cuda.current_device())
+    return torch.empty((size,), dtype=torch.int8, device=device)
+
+
+def allocator(size: int, alignment: int, stream: int | None) -> Tensor:
+    """scratch on the current device, as Triton calls it. stream: the current one, where Triton launches."""
+    return scratch(size, torch.cuda.current_device())
 
 
 def ensure_allocator() -> None:
-    """Make `scratch` Triton's allocator where none is set.
+    """Make `allocator` Triton's where none is set.
 
     Triton keeps it in a context variable, so each of autograd's threads starts without one.
     """
     allocation = _allocation()
     if isinstance(allocation._allocator.get(), allocation.NullAllocator):
-        allocation.set_allocator(scratch)
+        allocation.set_allocator(allocator)
 
 
 _module: Any = None

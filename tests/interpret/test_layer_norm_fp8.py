@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 
 from fused_ops import fused_layernorm_fp8
+from fused_ops._runtime.launch import recorded
 from fused_ops._torch.spec import FORWARD_ONLY
 from fused_ops.kernels.norm.layer_norm_fp8 import _e4m3_bits
-from fused_ops.ops.norm import layer_norm_fp8_launch
 from fused_ops.testing import ContractMode
 from tests.ops.test_layer_norm_fp8 import test_contract_catches_a_scale_of_another_row as test_contract
 from tests.ops.test_layer_norm_fp8 import test_feeds_an_fp8_product as test_product
@@ -22,20 +22,13 @@ __all__ = ["test_contract", "test_dimensions", "test_one_step", "test_product"] 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.usefixtures("poisoned_memory")
-def test_samples(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: set[str] = set()
-    launch = layer_norm_fp8_launch.launch
-
-    def spy(kernel: object, *args: object, **kwargs: object) -> None:
-        ran.add(kernel.fn.__name__)  # type: ignore[attr-defined]
-        launch(kernel, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(layer_norm_fp8_launch, "launch", spy)
-    for sample in FORWARD_ONLY["layer_norm_fp8"].samples("cpu", dtype):
-        with ContractMode() as mode:
-            fused_layernorm_fp8(*sample.args)
-        assert mode.checked, sample.name
-    assert ran == {"layer_norm_fp8_kernel", "layer_norm_fp8_chunked_kernel"}
+def test_samples(dtype: torch.dtype) -> None:
+    with recorded(made=True) as launches:
+        for sample in FORWARD_ONLY["layer_norm_fp8"].samples("cpu", dtype):
+            with ContractMode() as mode:
+                fused_layernorm_fp8(*sample.args)
+            assert mode.checked, sample.name
+    assert {kernel.__name__ for kernel, *_ in launches} == {"layer_norm_fp8_kernel", "layer_norm_fp8_chunked_kernel"}
 
 
 @triton.jit

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fused_ops import fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
+from fused_ops._runtime import launch as launch_module
 from fused_ops._runtime import scratch
 from fused_ops._torch.spec import FORWARD_ONLY
 from fused_ops.kernels.config import MatmulConfig
-from fused_ops.ops.linear import matmul, matmul_gated
-from fused_ops.ops.linear.matmul_plan import forced_config
+from fused_ops.ops.linear import matmul, matmul_plan
+from fused_ops.ops.linear.matmul_plan import forced_config, kernels
 from fused_ops.testing import ContractMode
 
 TMA = MatmulConfig(32, 32, 32, num_warps=4, num_stages=2, group_m=2, kind="tma")
@@ -35,14 +36,12 @@ DTYPES = [torch.float16, torch.bfloat16]
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels that were launched."""
     names: list[str] = []
-    launch = matmul.launch
 
-    def spy(kernel: Any, *args: Any, **kwargs: Any) -> None:
-        names.append(kernel.fn.__name__)
-        launch(kernel, *args, **kwargs)
+    def spy(kernel: Any, *_: Any) -> bool:
+        names.append(kernel.__name__)
+        return False
 
-    for module in (matmul, matmul_gated):
-        monkeypatch.setattr(module, "launch", spy)
+    monkeypatch.setattr(launch_module, "_recorder", spy)
     return names
 
 
@@ -199,17 +198,27 @@ def test_warp_specialisation_that_does_not_compile_is_dropped_and_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[bool] = []
-    launch = matmul.launch
 
-    def failing(*args: Any, **kwargs: Any) -> None:
-        if "WARP_SPECIALIZE" in kwargs:
-            asked.append(kwargs["WARP_SPECIALIZE"])
-            if kwargs["WARP_SPECIALIZE"]:
-                raise RuntimeError("\nPassManager::run failed\nmodule {\n")
-        launch(*args, **kwargs)
+    def failing(_kernel: Any, _grid: int, _args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+        if "WARP_SPECIALIZE" in options:
+            asked.append(options["WARP_SPECIALIZE"])
+        return False
 
-    monkeypatch.setattr(matmul, "launch", failing)
-    monkeypatch.setattr(matmul, "_no_warp_specialization", set())
+    class Kernel:
+        fn, arg_names = kernels().tma.linear_fwd_tma_kernel.fn, kernels().tma.linear_fwd_tma_kernel.arg_names
+
+        def __getitem__(self, grid: Any) -> Any:
+            def run(*args: Any, **options: Any) -> Any:
+                if options["WARP_SPECIALIZE"]:
+                    raise RuntimeError("\nPassManager::run failed\nmodule {\n")
+                return original[grid](*args, **options)
+
+            return run
+
+    original = kernels().tma.linear_fwd_tma_kernel
+    monkeypatch.setattr(kernels().tma, "linear_fwd_tma_kernel", Kernel())
+    monkeypatch.setattr(launch_module, "_recorder", failing)
+    monkeypatch.setattr(matmul_plan, "_no_warp_specialization", set())
     x, w = torch.randn(72, 40).half(), torch.randn(24, 40).half()
     with forced_config(CONFIGS["tma_warp_specialized"]), ContractMode() as mode:
         fused_linear(x, w, None, "gelu")
@@ -248,4 +257,4 @@ def test_allocator_is_set_in_every_thread() -> None:
     thread.start()
     thread.join()
     assert isinstance(seen[0], _allocation.NullAllocator)
-    assert seen[1] is scratch.scratch
+    assert seen[1] is scratch.allocator

@@ -16,9 +16,9 @@ from fused_ops import fused_gated_linear, fused_linear, fused_linear_fp8, fused_
 from fused_ops._runtime import settings as settings_module
 from fused_ops._torch.spec import FORWARD_ONLY, Expected
 from fused_ops.kernels.linear.linear_config import linear_config
-from fused_ops.ops.linear import matmul_plan
 from fused_ops.ops.linear.activations import ACTIVATIONS
 from fused_ops.ops.linear.gated_linear_reference import gated_linear_eager
+from fused_ops.ops.linear.linear_launch import plan_of
 from fused_ops.ops.linear.linear_reference import linear_eager
 from fused_ops.ops.linear.mlp_reference import mlp_eager
 from fused_ops.testing import ContractMode, contract_error
@@ -256,7 +256,7 @@ def test_shared_memory_of_every_tile_fits() -> None:
 
 
 def test_plan_says_why() -> None:
-    plan = matmul_plan.linear_plan(torch.randn(100, 64).half(), torch.randn(64, 64).half(), "gelu")
+    plan, *_ = plan_of(torch.randn(100, 64).half(), torch.randn(64, 64).half(), None, "gelu", False)
     assert plan.backend == "triton"
     assert plan.config is not None
     assert "epilogue" in plan.reason

@@ -291,7 +291,8 @@ def test_a_kernel_that_writes_too_far_is_caught(monkeypatch: pytest.MonkeyPatch)
 
     def wrong(*arguments: Any) -> Planned:
         right = plan(*arguments)
-        return Planned(right.device, right.kernel, right.grid, (*right.sizes[:-1], right.sizes[-1] + 8), right.options)
+        options = {**right.options, "N": right.options["N"] + 8}
+        return Planned(right.device, right.kernel, options, block=right.block, step=right.step, takes_rows=right.takes_rows)
 
     monkeypatch.setattr(softmax_launch, "_fwd_plan", wrong)
     with pytest.raises(MemoryFaultError, match="which has"), device(90):

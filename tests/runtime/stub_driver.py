@@ -110,18 +110,18 @@ class Compare:
         compiled_module._through_triton = counted
         compiled_module.Planned.run = lambda planned, *args: self(planned, *args)  # type: ignore[method-assign]
 
-    def __call__(self, planned: Any, stream: int, tensors: Any) -> None:
-        kernel, grid, kwargs = planned.kernel, planned.grid, planned.options
-        call = (kernel, grid, (*tensors, *planned.sizes), kwargs)
+    def __call__(self, planned: Any, stream: int, grid: int, sizes: Any, tensors: Any) -> None:
+        kernel, kwargs = planned.kernel, planned.options
+        call = (kernel, grid, (*tensors, *sizes), kwargs)
         self.stub.library.stub_expect(0, None)
         compiled = self.triton(*call)
         self.stub.expect(compiled.src.signature)
         self.triton(*call)
         want = self.stub.last()
-        self.original(planned, stream, tensors)
+        self.original(planned, stream, grid, sizes, tensors)
         first = self.stub.last()
         through, launches = self.through, self.stub.launches()
-        self.original(planned, stream, tensors)
+        self.original(planned, stream, grid, sizes, tensors)
         direct = self.stub.last()
         self.seen += 1
         if "num_ctas" in kwargs:
@@ -193,7 +193,7 @@ def check(few: bool) -> dict[str, Any]:
 
     from fused_ops._runtime import compiled as compiled_module
     from fused_ops._runtime.clusters import can_cluster
-    from fused_ops._runtime.launch import launch
+    from fused_ops._runtime.launch import launch_grid
     from fused_ops.kernels.reduce import column_sum_kernel
 
     stub = Stub()
@@ -206,9 +206,13 @@ def check(few: bool) -> dict[str, Any]:
     result["clusters"] = [clusters, compare.clusters]
 
     part, out = torch.ones(4, 64), torch.empty(64)
+    plans: dict[Any, Any] = {}
 
-    def call(part: Any = part, P: int = 4, N: int = 64, stride: int = 64) -> dict[str, Any]:
-        launch(column_sum_kernel, 2, part, part, out, out, P, N, stride_pp=stride, BLOCK_P=64, BLOCK_N=32)
+    def call(part: Any = part, P: int = 4, stride: int = 64) -> dict[str, Any]:
+        key = stub.device(), stride
+        if key not in plans:
+            plans[key] = compiled_module.Planned(stub.device(), column_sum_kernel, {**KEYWORDS, "stride_pp": stride})
+        launch_grid(plans[key], 2, (P,), part, out, out)
         return stub.last()
 
     zero = call()
@@ -226,7 +230,7 @@ def check(few: bool) -> dict[str, Any]:
     def in_thread(number: int) -> None:
         stub.current.stream = number
         for _ in range(200):
-            compiled_module.run(column_sum_kernel, 2, 0, number, (part, out, out, 4, 64), KEYWORDS)
+            plans[0, 64].run(number, 2, (4,), (part, out, out))
         launches.append(number)
 
     before = stub.launches()
@@ -250,24 +254,20 @@ def check(few: bool) -> dict[str, Any]:
         raise TypeError("function takes other arguments")
 
     before = stub.launches()
-    for planned in compiled_module._kept.values():
+    for planned in plans.values():
         planned._ready = dict.fromkeys(planned._ready, unknown)
     fallen = call()
     result["fallback"] = [stub.launches() - before, fallen == zero]
 
-    compiled_module.LIMIT = 4
-    for P in range(5, 15):
-        call(P=P)
-    result["kept"] = len(compiled_module._kept)
-    compiled_module.ALIGNMENTS = 4
-    plan, flat = compiled_module.Planned(0, column_sum_kernel, 2, (4, 64), KEYWORDS), torch.zeros(400)
+    compiled_module.SPECIALISATIONS = 4
+    plan, flat = compiled_module.Planned(0, column_sum_kernel, KEYWORDS), torch.zeros(400)
     for offsets in itertools.product(range(4), repeat=2):
-        plan.run(0, (flat[offsets[0] :], flat[offsets[1] :], out))
-    result["alignments"] = len(plan._ready)
+        plan.run(0, 2, (4,), (flat[offsets[0] :], flat[offsets[1] :], out))
+    result["specialisations"] = len(plan._ready)
     return result
 
 
-KEYWORDS = {"stride_pp": 64, "BLOCK_P": 64, "BLOCK_N": 32}
+KEYWORDS = {"N": 64, "stride_pp": 64, "BLOCK_P": 64, "BLOCK_N": 32}
 
 
 def _ways() -> tuple[dict[str, Callable[..., Any]], dict[str, Callable[[], Any]]]:
@@ -279,22 +279,29 @@ def _ways() -> tuple[dict[str, Callable[..., Any]], dict[str, Callable[[], Any]]
     from fused_ops import fused_layernorm
     from fused_ops._runtime import compiled as compiled_module
     from fused_ops._runtime import launch as launch_module
+    from fused_ops._runtime import scratch as scratch_module
+    from fused_ops.ops.linear import linear_launch as linear_launch_module
     from fused_ops.ops.norm import layer_norm_launch as layer_norm_launch_module
 
     Stub()
     # int() is 0, the device and the stream, and like torch's own functions for them it is written in C.
     torch.Tensor.get_device = launch_module._current_device = launch_module._current_stream = int  # type: ignore[assignment, method-assign]
     driver.active.get_current_device = driver.active.get_current_stream = int  # type: ignore[assignment]
-    x, w, b = torch.randn(4, 64), torch.randn(64), torch.randn(64)
+    compiled_module.scratch = lambda size, _: torch.empty((size,), dtype=torch.int8)  # type: ignore[assignment]
+    scratch_module.allocator = lambda size, *_: torch.empty((size,), dtype=torch.int8)  # type: ignore[assignment]
+    x, w, b, mean, rstd = torch.randn(4, 64), torch.randn(64), torch.randn(64), torch.randn(4), torch.randn(4)
+    x16, w16 = torch.randn(128, 64).half(), torch.randn(128, 64).half()
     torch.Tensor.is_cpu, torch.Tensor.is_cuda = False, True  # type: ignore[assignment, misc]  # the fast path of a GPU
     runs = {
         "direct": compiled_module.Planned.run,
-        "kernel[grid]": lambda planned, _, tensors: planned.through_triton(tensors),
+        "kernel[grid]": lambda planned, _, *launch: planned.through_triton(*launch),
         "without a launch": lambda *_: None,
     }
     calls = {
         "launcher": lambda: layer_norm_launch_module.layer_norm_launch(x, w, b, 1e-5),
         "public": lambda: fused_layernorm(x, (64,), w, b),
+        "linear": lambda: linear_launch_module.linear_launch(x16, w16, None, "gelu", False),
+        "backward": lambda: layer_norm_launch_module.layer_norm_bwd_launch(x, x, w, mean, rstd, True, True, True, None),
         "aten_cpu": lambda: F.layer_norm(x, (64,), w, b),
     }
     return runs, calls

@@ -28,10 +28,11 @@ def faults() -> dict[str, Any]:
     stub = Stub()
     result: dict[str, Any] = {"triton": triton.__version__}
     tensors = (torch.ones(4, 64), torch.empty(64), torch.empty(64))
+    plans = [compiled_module.Planned(0, column_sum_kernel, KEYWORDS)]
 
     def call() -> str:
         try:
-            compiled_module.run(column_sum_kernel, 2, 0, 0, (*tensors, 4, 64), KEYWORDS)
+            plans[0].run(0, 2, (4,), tensors)
         except RuntimeError as error:
             return f"{type(error).__name__}: {error}"
         return ""
@@ -54,7 +55,7 @@ def faults() -> dict[str, Any]:
     gc.collect()
     said = call()
     result["cleared"] = [said, stub.launches() - launches, len(through), stub.unloaded() - unloaded]
-    compiled_module._kept.clear()
+    plans[0] = compiled_module.Planned(0, column_sum_kernel, KEYWORDS)
     gc.collect()
     result["let go"] = stub.unloaded() - unloaded
     result["again"] = [call(), len(through)]

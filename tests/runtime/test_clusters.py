@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from typing import Any
@@ -12,7 +13,6 @@ import torch
 from fused_ops._runtime import backend, clusters
 from fused_ops._runtime import launch as launch_module
 from fused_ops._runtime.compiled import Planned
-from fused_ops._runtime.launch import launch_planned
 from fused_ops._runtime.plans import plan
 from tests import process
 
@@ -23,28 +23,31 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(clusters, "properties_of", lambda _: ((9, 0), 132))
     monkeypatch.setattr(clusters, "_triton", lambda: (3, 8))
     monkeypatch.setattr(clusters, "_given_up", set())
-    monkeypatch.setattr(launch_module, "_current_device", lambda: -2)  # so that every launch goes the long way
+    monkeypatch.setattr(launch_module, "_current_device", lambda: 0)
+    monkeypatch.setattr(launch_module, "_current_stream", lambda _: 0)
     made: list[int] = []
 
-    def launch(kernel: Any, grid: int, anchor: Any, *args: Any, **kwargs: Any) -> None:
-        made.append(kwargs.get("num_ctas", 1))
+    def launch(planned: Planned, *_: Any) -> None:
+        made.append(planned.options.get("num_ctas", 1))
         if made[-1] > 1:
             raise RuntimeError("Triton Error [CUDA]: cluster misconfiguration\nmore")
 
-    monkeypatch.setattr(launch_module, "launch", launch)
+    monkeypatch.setattr(Planned, "run", launch)
     return made
 
 
 @plan
 def _rows(N: int, device: int) -> Planned:
-    return Planned(device, None, 1, (N,), {"num_ctas": 8} if clusters.clusters_wanted(device) else {})
+    wanted = clusters.clusters_wanted(device)
+    planned = Planned(device, None, {"num_ctas": 8} if wanted else {}, takes_rows=False)
+    return clusters.or_no_cluster(planned, functools.partial(_rows, N, device)) if wanted else planned
 
 
 def test_a_gpu_that_refuses_a_cluster_runs_none_from_then_on(launched: list[int], caplog: pytest.LogCaptureFixture) -> None:
     backend.warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "fused_ops"):
         for _ in range(2):
-            launch_planned(_rows(128256, 0), torch.empty(1))
+            launch_module.launch(_rows(128256, 0), 3, torch.empty(1))
     assert launched == [8, 1, 1]
     (record,) = caplog.records
     assert "GPU 0 runs none (RuntimeError: Triton Error [CUDA]: cluster misconfiguration)" in record.getMessage()
@@ -53,13 +56,12 @@ def test_a_gpu_that_refuses_a_cluster_runs_none_from_then_on(launched: list[int]
 
 
 def test_other_errors_are_raised(launched: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    def launch(*_: Any, **__: Any) -> None:
+    def launch(*_: Any) -> None:
         raise RuntimeError("no such memory")
 
-    monkeypatch.setattr(launch_module, "launch", launch)
-    for planned in (Planned(0, None, 1, (), {}), _rows(3, -1)):
-        with pytest.raises(RuntimeError, match="no such memory"):
-            launch_planned(planned, torch.empty(1))
+    monkeypatch.setattr(Planned, "run", launch)
+    with pytest.raises(RuntimeError, match="no such memory"):
+        launch_module.launch(Planned(0, None, {}), 3, torch.empty(1))
     assert clusters.can_cluster(0)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from fused_ops._runtime import compiled, launch, plans
+from fused_ops._runtime import compiled, launch
+from fused_ops.kernels import rows
 
 ROOT = Path(__file__).parents[2]
 TRITONS = ["", *filter(None, os.environ.get("FUSED_OPS_TEST_TRITONS", "").split(":"))]
@@ -64,8 +65,7 @@ def test_direct_launch_is_what_triton_launches(stub: Path, triton: str, few: boo
     assert result["threads"] == [[0, 1, 2, 3], 800]
     assert result["hooked"] == 1, "a profiler's hook sees the launch"
     assert result["fallback"] == [1, True], "an unknown launcher is replaced by Triton's, once"
-    assert result["kept"] <= 4, "the plans kept have a limit"
-    assert result["alignments"] <= 4, "what one plan keeps has a limit"
+    assert result["specialisations"] <= 4, "what one plan keeps has a limit"
 
 
 @pytest.mark.parametrize("triton", TRITONS, ids=lambda path: path or "installed")
@@ -107,25 +107,21 @@ def test_scratch_lives_as_long_as_a_launch(stub: Path, triton: str) -> None:
 
 
 def test_nothing_is_launched_on_an_empty_grid() -> None:
-    launch.launch(None, 0, torch.empty(0))
+    for device in (-1, 0):
+        launch.launch(compiled.Planned(device, None, {}), 0, torch.empty(0))
 
 
-def test_a_plan_is_kept_and_symbolic_sizes_are_not() -> None:
-    calls = []
-
-    @plans.plan
-    def chosen(size: Any) -> compiled.Planned:
-        calls.append(size)
-        return compiled.Planned(0, None, 7, (), {})
-
-    first = chosen(3)
-    assert chosen(3) is first
-    assert [chosen([1]).grid, chosen([1]).grid] == [7, 7]
-    assert calls == [3, [1], [1]]
+def test_the_grid_of_a_plan() -> None:
+    """Rows a program, rows apart, tiles of columns beside each other, and a persistent grid's end."""
+    for M in (0, 1, 7, 8, 9, 64, 1000):
+        assert compiled.Planned(0, None, {}, block=8).grid(M) == -(-M // 8)
+        assert compiled.Planned(0, None, {}, block=8, across=3).grid(M) == -(-M // 8) * 3
+        assert compiled.Planned(0, None, {}, block=8, across=3, most=5).grid(M) == min(5, -(-M // 8) * 3)
+        assert compiled.Planned(0, None, {}, block=4, step=8).grid(M) == rows.row_tiles(M, 4, 8)
 
 
 def test_an_unknown_launcher_is_left_to_triton() -> None:
     class Compiled:
         _run = object()
 
-    assert compiled._direct_launch(compiled.Planned(0, None, 1, (), {}), Compiled(), 0) is None
+    assert compiled._direct_launch(compiled.Planned(0, None, {}), Compiled(), 0) is None

@@ -86,12 +86,12 @@ def use_version(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int]) -> No
 
 
 def planned(kernel: Kernel) -> Planned:
-    return Planned(0, kernel, 7, (4,), {"BLOCK_M": 32})
+    return Planned(0, kernel, {"BLOCK_M": 32})
 
 
 def run(plan: Planned, times: int = 1) -> None:
     for _ in range(times):
-        plan.run(0, (torch.empty(4, 8),))
+        plan.run(0, 7, (4,), (torch.empty(4, 8),))
 
 
 @pytest.mark.parametrize(
@@ -171,6 +171,7 @@ def test_a_launcher_that_lacks_what_is_known_is_left_to_triton(monkeypatch: pyte
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda v: f"triton{v[0]}.{v[1]}")
 def test_a_plan_keeps_its_compiled_kernel_alive(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], size: int) -> None:
     use_version(monkeypatch, version)
+    monkeypatch.setattr(compiled_module, "scratch", lambda *_: torch.empty(0))
     launcher = CudaLauncher(size)
     kernel = Kernel(launcher)
     plan = planned(kernel)
@@ -265,7 +266,7 @@ def test_scratch_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for size in (640, 1 << 18, 1 << 20):
         for stream in (0, 7, None):
-            buffer = scratch.scratch(size, 128, stream)
+            buffer = scratch.allocator(size, 128, stream)
             assert buffer.numel() * buffer.element_size() == size
             del buffer
     assert len(pool) == 9

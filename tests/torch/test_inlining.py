@@ -12,6 +12,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from fused_ops import fused_layernorm, fused_linear, fused_softmax
 from fused_ops._runtime import settings, tables
+from fused_ops._runtime.compiled import Planned
 from fused_ops._runtime.launch import launch
 from fused_ops._torch import compile
 from fused_ops.kernels.config import RowConfig
@@ -120,7 +121,7 @@ def test_a_launch_that_cannot_be_traced_stays_opaque(caplog: pytest.LogCaptureFi
     library = torch.library.Library("fused_ops", "FRAGMENT")
 
     def fails(x: Tensor) -> Tensor:
-        launch(object(), 1, x, x)
+        launch(Planned(0, object(), {}), 1, x)
         return x.clone()
 
     library.define("inline_test(Tensor x) -> Tensor")

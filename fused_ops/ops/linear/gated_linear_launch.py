@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..._runtime.device import KERNEL_DTYPES
-from ..._runtime.rows import rows_of
+from ..._runtime.rows import no_columns, rows_and_strides, rows_of
 from .gated_linear_reference import gated_linear_bwd_reference, gated_linear_reference
 from .matmul import product
 from .matmul_gated import gate_bwd, matmul_gated, product_sum
@@ -27,12 +25,11 @@ def gated_linear_launch(
     """gated_linear_reference by one kernel. fp32 on a GPU: cuBLAS, which reads x twice and still wins."""
     if x.dtype not in KERNEL_DTYPES or fp32_on_cublas(x):
         return gated_linear_reference(x, gate_weight, up_weight, gate_bias, up_bias, activation, save_pre)
-    N, K = gate_weight.shape
-    y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
+    y = x.new_empty((*x.shape[:-1], gate_weight.shape[0]))
     g = torch.empty_like(y) if save_pre else x.new_empty((0,))
     u = torch.empty_like(y) if save_pre else x.new_empty((0,))
-    x2 = rows_of(x) if K else x.new_empty((math.prod(x.shape[:-1]), 0))
-    matmul_gated(x2, gate_weight, up_weight, gate_bias, up_bias, y, g, u, activation, save_pre)
+    rows, M, stride_xm, stride_xk = rows_and_strides(x) if x.shape[-1] else no_columns(x)
+    matmul_gated(rows, (M, stride_xm, stride_xk), gate_weight, up_weight, gate_bias, up_bias, y, g, u, activation, save_pre)
     return y, g, u
 
 

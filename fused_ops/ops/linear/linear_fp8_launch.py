@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ..._runtime.device import device_properties
-from ..._runtime.rows import rows_of
+from ..._runtime.device import properties_of
+from ..._runtime.rows import no_columns, rows_and_strides
 from .linear_fp8_reference import linear_fp8_reference
-from .matmul import matmul
+from .matmul import run_linear, scale_stride
+from .matmul_plan import linear_plan, operands
 
 LEAST_CAPABILITY = (8, 9)  # Ada: the first tensor cores that multiply e4m3
 
@@ -25,10 +24,15 @@ def linear_fp8_launch(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """linear_fp8_reference by one Triton kernel, two for small M; in ATen on GPUs that cannot multiply e4m3."""
-    if device_properties(x)[0] < LEAST_CAPABILITY:
+    if properties_of(x.get_device())[0] < LEAST_CAPABILITY:
         return linear_fp8_reference(x, weight, input_scale, weight_scale, bias, activation, out_dtype)
-    N, K = weight.shape
-    y = torch.empty((*x.shape[:-1], N), dtype=out_dtype, device=x.device)
-    x2 = rows_of(x) if K else x.new_empty((math.prod(x.shape[:-1]), 0))
-    matmul(x2, weight, bias, y, y, activation, False, input_scale.reshape(-1), weight_scale.reshape(-1))
+    rows, M, stride_xm, stride_xk = rows_and_strides(x) if x.shape[-1] else no_columns(x)
+    o = operands(x, M, stride_xm, stride_xk, weight)
+    y = x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out_dtype)
+    if y.numel() == 0:
+        return y
+    xs, ws = input_scale.reshape(-1), weight_scale.reshape(-1)
+    stride_b, b_dtype = (None, None) if bias is None else (bias.stride(0), bias.dtype)
+    plan = linear_plan(o, stride_b, b_dtype, out_dtype, activation, False, (scale_stride(xs), scale_stride(ws)), True)
+    run_linear(plan, M, rows, weight, bias, y, y, xs, ws)
     return y

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,10 +9,10 @@ from torch import Tensor
 from ..._runtime.backend import NO_FP64
 from ..._runtime.device import KERNEL_DTYPES
 from ..._runtime.notices import warn_once
-from ..._runtime.rows import rows_of
+from ..._runtime.rows import no_columns, rows_and_strides, rows_of
 from .linear_reference import linear_bwd_reference, linear_reference
-from .matmul import act_bwd, matmul, matmul_epilogue, product
-from .matmul_plan import linear_plan
+from .matmul import act_bwd, matmul_epilogue, product, run_linear
+from .matmul_plan import Linear, linear_plan, operands
 
 
 def linear_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool) -> tuple[Tensor, Tensor]:
@@ -22,23 +20,31 @@ def linear_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
     if x.dtype not in KERNEL_DTYPES:
         warn_once("linear", NO_FP64)
         return linear_reference(x, weight, bias, activation, save_pre)
-    N, K = weight.shape
-    none = x.new_empty((0,))
-    x2 = rows_of(x) if K else x.new_empty((math.prod(x.shape[:-1]), 0))
-    plan = linear_plan(x2, weight, activation, save_pre)
+    plan, rows, M = plan_of(x, weight, bias, activation, save_pre)
     if plan.backend == "cublas" and activation == "none" and not save_pre:
-        return F.linear(x, weight, bias).contiguous(), none
-    y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
-    pre = torch.empty_like(y) if save_pre else none
+        return F.linear(x, weight, bias).contiguous(), x.new_empty((0,))
+    N, K = weight.shape
+    y = x.new_empty((*x.shape[:-1], N))
+    pre = torch.empty_like(y) if save_pre else x.new_empty((0,))
     if y.numel() == 0:
         return y, pre
     if plan.backend == "cublas":
         product = pre if save_pre else y
-        torch.mm(x2, weight.t(), out=product.view(-1, N))
+        torch.mm(rows.view(M, K), weight.t(), out=product.view(M, N))
         matmul_epilogue(product, bias, y, activation)
     else:
-        matmul(x2, weight, bias, y, pre, activation, save_pre)
+        run_linear(plan, M, rows, weight, bias, y, pre)
     return y, pre
+
+
+def plan_of(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool
+) -> tuple[Linear, Tensor, int]:  # fmt: skip
+    """(what computes a linear, x as its rows, M)."""
+    rows, M, stride_xm, stride_xk = rows_and_strides(x) if x.shape[-1] else no_columns(x)
+    stride_b, b_dtype = (None, None) if bias is None else (bias.stride(0), bias.dtype)
+    o = operands(x, M, stride_xm, stride_xk, weight)
+    return linear_plan(o, stride_b, b_dtype, x.dtype, activation, save_pre), rows, M
 
 
 def infer_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:

@@ -2,29 +2,35 @@
 
 Every product is x @ w^T with x (M, K) and w (N, K) of any strides. No operand is ever copied: what TMA cannot describe,
 the pointer kernels read. (Leading dimensions of an input that do not collapse into one M are the one copy, made before,
-by `rows_of`.)
+by `rows_of`.) Plans are kept for what chooses them, launches for what they are: many numbers of rows have one configuration.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..._runtime.device import FP8, device_properties, interpreting
-from ..._torch.compile import is_traced
+from ..._runtime.compiled import Planned
+from ..._runtime.device import FP8, interpreting, properties_of
+from ..._runtime.notices import warn_once
+from ..._runtime.plans import forget_plans, may_be_refused, plan
+from ..._runtime.rows import at_vectors
 
 if TYPE_CHECKING:
     from ...kernels.config import MatmulConfig
 
 FP8_CHUNK = 128  # products that Hopper's fp8 tensor cores may sum in their own, narrower, accumulator
+LARGEST_TILE = 64  # rows: M beyond SMALL_ROWS is looked at in tiles of 64 rows and of twice as many
+SMALL_ROWS, LEAST_ROWS = 64, 16  # up to SMALL_ROWS a tile holds all rows, and at least LEAST_ROWS
 
 _forced: MatmulConfig | None = None
+_no_warp_specialization: set[Any] = set()  # (kernel, configuration) that does not compile with it
 
 
 @functools.cache
@@ -44,10 +50,12 @@ def forced_config(config: MatmulConfig) -> Iterator[None]:
     """While active, every matmul that can run with this configuration does. For tuning and tests; not thread-safe."""
     global _forced
     before, _forced = _forced, config
+    forget_plans()
     try:
         yield
     finally:
         _forced = before
+        forget_plans()
 
 
 def forced() -> MatmulConfig | None:
@@ -55,25 +63,205 @@ def forced() -> MatmulConfig | None:
     return _forced
 
 
-class Plan(NamedTuple):
-    """What computes a linear: backend "triton" or "cublas", why, and the kernel's configuration for the former."""
+class Operands(NamedTuple):
+    """How a product's operands lie in memory: x (M, K) and weights (N, K), by their strides.
+
+    rows: M as far as a configuration looks at it, in whole tiles; exactly M where x is stored transposed, for then M is in its
+    strides too. vectors: `at_vectors` of all. precision: of fp32 products.
+    """
+
+    rows: int
+    N: int
+    K: int
+    x: tuple[int, int]
+    weights: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype
+    vectors: bool | None
+    cuda: bool
+    precision: str
+    device: int
+
+    def of_any_rows(self) -> Operands:
+        """The same for every number of rows that has the same configuration."""
+        return self._replace(rows=LEAST_ROWS) if self.x[1] == 1 else self
+
+    def access(self) -> str:
+        """How the operands can be read: "tma", "aligned" (128-bit loads), or "any"."""
+        if self.vectors is False:
+            return "any"
+        found = [_layout(self.rows, self.K, self.x, self.itemsize)]
+        found += [_layout(self.N, self.K, strides, self.itemsize) for strides in self.weights]
+        if None in found:
+            return "any"
+        if (
+            self.vectors is None or self.itemsize == 4 or self.N * max(self.itemsize, 2) % 16 or self.K == 0
+        ):  # y's rows are aligned too
+            return "aligned"
+        transposed = [layout[0] for layout in found if layout]
+        same = len(set(transposed[1:])) == 1  # a gated linear's weights
+        return "tma" if same and (self.itemsize == 2 or not any(transposed)) else "aligned"  # fp8 tensor cores read along K
+
+    def layouts(self) -> tuple[tuple[bool, int], ...]:
+        """(whether it is stored transposed, its row stride) of x and of each weight, where access is "tma"."""
+        found = [_layout(self.rows, self.K, self.x, self.itemsize)]
+        found += [_layout(self.N, self.K, strides, self.itemsize) for strides in self.weights]
+        return tuple(layout for layout in found if layout)
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    def config(self, use: str) -> MatmulConfig:
+        """The configuration for a use of linear_config: the forced one where it can run."""
+        access = self.access()
+        if (
+            _forced is not None
+            and (_forced.kind != "tma" or access == "tma")
+            and (_forced.kind != "split_k" or use in ("fwd", "fp8"))
+        ):
+            return _forced
+        config: MatmulConfig = kernels().choose(
+            self.rows, self.N, self.K, self.itemsize, *properties_of(self.device), access, use
+        )
+        return config
+
+    def options(self, config: MatmulConfig, group: bool = True) -> dict[str, Any]:
+        """The keyword arguments that all matmul kernels take."""
+        options = {
+            "N": self.N, "K": self.K, "PRECISION": self.precision,
+            "WIDEN": interpreting() and self.dtype in (torch.bfloat16, FP8),
+            "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
+            "num_warps": config.num_warps, "num_stages": config.num_stages,
+        }  # fmt: skip
+        return options | {"GROUP_M": config.group_m} if group else options
+
+    def planned(
+        self, kernel: Any, config: MatmulConfig, options: dict[str, Any], again: Callable[[], Any], across: int = 1
+    ) -> Planned:
+        """The launch of a kernel over the tiles of (M, N), persistent where it reads by TMA descriptors.
+
+        A warp-specialised configuration that does not compile runs without warp specialisation from then on, with a warning
+        once. again: plans the launch once more, then. across: launches of all tiles, of parts of K.
+        """
+        across *= -(-self.N // config.block_n)
+        if config.kind != "tma":
+            return Planned(self.device, kernel, options, block=config.block_m, across=across)
+        specialized = config.warp_specialize and (kernel, config) not in _no_warp_specialization
+        options = {**options, "SUBTILES": config.subtiles, "WARP_SPECIALIZE": specialized}
+        sms = properties_of(self.device)[1]
+        planned = Planned(self.device, kernel, options, block=config.block_m, across=across, most=sms)
+        if not specialized:
+            return planned
+
+        def instead(error: Exception) -> Planned:
+            _no_warp_specialization.add((kernel, config))
+            _say_dropped(kernel, config, error)
+            forget_plans()
+            made = again()
+            return made if isinstance(made, Planned) else made.main  # type: ignore[no-any-return]
+
+        return may_be_refused(planned, instead)
+
+
+def _say_dropped(kernel: Any, config: MatmulConfig, error: Exception) -> None:
+    tile = f"{config.block_m}x{config.block_n}x{config.block_k} num_warps={config.num_warps} num_stages={config.num_stages}"
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    reason = f"{tile} runs without warp specialisation, with which it does not compile: {type(error).__name__}: {first}"
+    warn_once(kernel.fn.__name__, reason)
+
+
+Key = tuple[Any, ...]  # the fields of Operands: a tuple is made faster
+
+
+def operands(x: Tensor, M: int, stride_m: int, stride_k: int, *weights: Tensor, read: Tensor | None = None) -> Key:
+    """The Operands of x, M rows with these strides, and weights (N, K), as a tuple. read: a tensor that the epilogue reads."""
+    N, K = weights[0].shape
+    dtype, cuda = x.dtype, x.is_cuda
+    rows = M
+    if stride_k == 1:
+        rows = (
+            -(-M // LARGEST_TILE) * LARGEST_TILE
+            if M > SMALL_ROWS
+            else 1 << (M - 1).bit_length()
+            if M > LEAST_ROWS
+            else LEAST_ROWS
+        )
+    return (
+        rows, N, K, (stride_m, stride_k), tuple([w.stride() for w in weights]), dtype,
+        at_vectors(x, *weights) if read is None else at_vectors(x, *weights, read), cuda,
+        "ieee" if dtype is not torch.float32 else precision_of(dtype, cuda), x.get_device(),
+    )  # fmt: skip
+
+
+class Linear(NamedTuple):
+    """What computes a linear: backend "triton" or "cublas", why, and for the former the kernel's configuration and launches.
+
+    splits, reduce: of K in parts, how many there are and the launch that adds them.
+    """
 
     backend: str
     reason: str
-    config: MatmulConfig | None
+    config: MatmulConfig | None = None
+    main: Planned | None = None
+    splits: int = 0
+    reduce: Planned | None = None
 
 
-def linear_plan(x: Tensor, weight: Tensor, activation: str = "none", save_pre: bool = False) -> Plan:
-    """The plan for act(x @ weight^T + bias) with x (M, K), weight (N, K), on x's device."""
-    if x.is_cuda and _forced is None:
-        if x.dtype is torch.float32:
-            return Plan(
-                "cublas", "fp32 products: cuBLAS, in torch's TF32 setting, then bias and activation in one kernel", None
-            )
+@plan
+def linear_plan(
+    key: Key, stride_b: int | None, b_dtype: torch.dtype | None, out_dtype: torch.dtype, activation: str, save_pre: bool,
+    scales: tuple[int, int] | None = None, ours: bool = False,
+) -> Linear:  # fmt: skip
+    """The plan for act((x @ weight^T) * scales + bias), y in out_dtype.
+
+    key: `operands` of x and weight. stride_b, b_dtype: None without a bias. scales: strides of the scales of x's and of
+    weight's rows. ours: whether a kernel of ours is asked for where cuBLAS would be faster.
+    """
+    o = Operands(*key)
+    if o.cuda and _forced is None and not ours:
+        if o.dtype is torch.float32:
+            return Linear("cublas", "fp32 products: cuBLAS, in torch's TF32 setting, then bias and activation in one kernel")
         if activation == "none" and not save_pre:
-            return Plan("cublas", "no activation: cuBLAS adds the bias itself, nothing is left to fuse", None)
-    use = "fp8" if x.dtype is FP8 else "fwd"
-    return Plan("triton", "bias and activation in the matmul's epilogue", config_of(x, (weight,), use))
+            return Linear("cublas", "no activation: cuBLAS adds the bias itself, nothing is left to fuse")
+    config = o.config("fp8" if o.dtype is FP8 else "fwd")
+    return _linear_launches(o.of_any_rows(), config, stride_b, b_dtype, out_dtype, activation, save_pre, scales)
+
+
+@plan
+def _linear_launches(
+    o: Operands, config: MatmulConfig, stride_b: int | None, b_dtype: torch.dtype | None, out_dtype: torch.dtype, activation: str,
+    save_pre: bool, scales: tuple[int, int] | None,
+) -> Linear:  # fmt: skip
+    """linear_plan's launches, the same ones for every number of rows that has this configuration."""
+    again = functools.partial(_linear_launches, o, config, stride_b, b_dtype, out_dtype, activation, save_pre, scales)
+    imprecise = min(FP8_CHUNK, config.block_k) if o.dtype is FP8 and properties_of(o.device)[0][0] == 9 else 0
+    epilogue = {"ACT": activation, "HAS_BIAS": stride_b is not None, "SAVE_PRE": save_pre, "HAS_SCALE": scales is not None}
+    stride_xs, stride_ws = scales or (0, 0)
+    epilogue |= {"stride_b": stride_b or 0, "stride_xs": stride_xs, "stride_ws": stride_ws}
+    options = {"IMPRECISE": imprecise, **o.options(config, config.kind != "split_k")}
+    (stride_wn, stride_wk), (stride_xm, stride_xk) = o.weights[0], o.x
+    reason = "bias and activation in the matmul's epilogue"
+    if config.kind == "tma":
+        (x_t, stride_x), (w_t, stride_w) = o.layouts()
+        options |= {"stride_x": stride_x, "stride_w": stride_w, "stride_y": o.N, "X_T": x_t, "W_T": w_t, **epilogue}
+        return Linear("triton", reason, config, o.planned(kernels().tma.linear_fwd_tma_kernel, config, options, again))
+    options |= {"stride_xm": stride_xm, "stride_xk": stride_xk, "stride_wn": stride_wn, "stride_wk": stride_wk}
+    if config.kind == "split_k" and o.K > 0:
+        options["k_per_split"] = -(-o.K // (config.splits * config.block_k)) * config.block_k
+        splits = -(-o.K // options["k_per_split"])
+        main = o.planned(kernels().split_k.linear_split_k_kernel, config, options, again, across=splits)
+        reduce = reduce_plan(o.N, splits, torch.float32, b_dtype, out_dtype, o.device, **epilogue)
+        return Linear("triton", reason, config, main, splits, reduce)
+    options |= {"GROUP_M": config.group_m, "stride_ym": o.N, **epilogue}
+    return Linear("triton", reason, config, o.planned(kernels().fwd.linear_fwd_kernel, config, options, again))
+
+
+def reduce_plan(
+    N: int, S: int, part_dtype: torch.dtype, b_dtype: torch.dtype | None, out_dtype: torch.dtype, device: int, **epilogue: Any
+) -> Planned:
+    """The launch that adds S partial products and applies the epilogue: linear_reduce_kernel, over M * N elements."""
+    options = {"N": N, "S": S, **epilogue, "BLOCK": kernels().split_k.reduce_block(part_dtype.itemsize), "num_warps": 4}
+    return Planned(device, kernels().split_k.linear_reduce_kernel, options)
 
 
 def fp32_on_cublas(x: Tensor) -> bool:
@@ -81,75 +269,15 @@ def fp32_on_cublas(x: Tensor) -> bool:
     return x.is_cuda and x.dtype is torch.float32 and _forced is None
 
 
-def config_of(x: Tensor, weights: tuple[Tensor, ...], use: str, tile: Tensor | None = None) -> MatmulConfig:
-    """The configuration for x (M, K) times weights (N, K). tile: a tensor that the epilogue reads, if any."""
-    (M, K), N = x.shape, weights[0].shape[0]
-    access = _access(x, weights, N) if tile is None or not _misaligned(tile) else "any"
-    if (
-        _forced is not None
-        and (_forced.kind != "tma" or access == "tma")
-        and (_forced.kind != "split_k" or use in ("fwd", "fp8"))
-    ):
-        return _forced
-    return kernels().choose(M, N, K, x.element_size(), *device_properties(x), access, use)
-
-
-def _access(x: Tensor, weights: tuple[Tensor, ...], N: int) -> str:
-    """How the operands can be read: "tma", "aligned" (128-bit loads), or "any"."""
-    if any(_misaligned(t) for t in (x, *weights)):
-        return "any"
-    layouts = tuple((tuple(t.shape), t.stride()) for t in (x, *weights))
-    access = _access_of(layouts, x.element_size(), N)
-    return "aligned" if access == "tma" and is_traced(x) else access
-
-
-@functools.lru_cache(maxsize=4096)
-def _access_of(layouts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], itemsize: int, N: int) -> str:
-    """The access of operands that begin at 16-byte boundaries, by (shape, strides) of each; N columns of output."""
-    found = [_layout(shape, strides, itemsize) for shape, strides in layouts]
-    if None in found:
-        return "any"
-    if itemsize == 4 or N * max(itemsize, 2) % 16 or layouts[0][0][1] == 0:  # y's rows begin at 16-byte boundaries too
-        return "aligned"
-    transposed = [layout[0] for layout in found if layout]
-    same = len(set(transposed[1:])) == 1  # a gated linear's weights
-    return "tma" if same and (itemsize == 2 or not any(transposed)) else "aligned"  # fp8 tensor cores read along K
-
-
-def _misaligned(t: Tensor) -> bool:
-    """Whether t starts at no 16-byte boundary. A tensor that is being traced has no address: its offset counts."""
-    address = t.storage_offset() * t.element_size() if is_traced(t) else t.data_ptr()
-    return address % 16 != 0
-
-
-def tma_layout(t: Tensor) -> tuple[bool, int] | None:
-    """(whether t is stored transposed, its row stride) where TMA's stride rules hold, else None."""
-    return _layout(tuple(t.shape), t.stride(), t.element_size())
-
-
-@functools.lru_cache(maxsize=4096)
-def _layout(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[bool, int] | None:
+def _layout(rows: int, cols: int, strides: tuple[int, ...], itemsize: int) -> tuple[bool, int] | None:
+    """(whether a matrix is stored transposed, its row stride) where TMA's stride rules hold, else None."""
     for transposed in (False, True):
-        rows, cols = (1, 0) if transposed else (0, 1)
-        if strides[cols] == 1 and strides[rows] * itemsize % 16 == 0 and strides[rows] >= shape[cols]:
-            return transposed, strides[rows]
+        inner, outer, length = (0, 1, rows) if transposed else (1, 0, cols)
+        if strides[inner] == 1 and strides[outer] * itemsize % 16 == 0 and strides[outer] >= length:
+            return transposed, strides[outer]
     return None
 
 
 def precision_of(dtype: torch.dtype, cuda: bool) -> str:
     """How products are multiplied: "tf32" where torch's setting, old or new, says so for fp32 on a GPU; else "ieee"."""
     return "tf32" if cuda and dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-
-def common(x: Tensor, config: MatmulConfig, group: bool = True) -> dict[str, Any]:
-    """The keyword arguments that all matmul kernels take."""
-    options = {
-        "PRECISION": precision_of(x.dtype, x.is_cuda), "WIDEN": interpreting() and x.dtype in (torch.bfloat16, FP8),
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
-        "num_warps": config.num_warps, "num_stages": config.num_stages,
-    }  # fmt: skip
-    return options | {"GROUP_M": config.group_m} if group else options
-
-
-def tiles(M: int, N: int, config: MatmulConfig) -> int:
-    return -(-M // config.block_m) * -(-N // config.block_n)

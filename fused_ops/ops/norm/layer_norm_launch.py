@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..._runtime.backend import NO_FP64
 from ..._runtime.compiled import Planned
-from ..._runtime.device import KERNEL_DTYPES, device_properties, properties_of
-from ..._runtime.launch import launch, launch_planned
+from ..._runtime.device import KERNEL_DTYPES, properties_of
+from ..._runtime.launch import launch
 from ..._runtime.notices import warn_once
-from ..._runtime.plans import plan
-from ..._runtime.rows import column_sums, empty_of, rows_and_strides, rows_of
+from ..._runtime.plans import MANY_ROWS, plan
+from ..._runtime.rows import column_sum, column_sums, empty_of, rows_and_strides
 from .layer_norm_reference import layer_norm_bwd_reference, layer_norm_reference
 
 
@@ -29,10 +29,10 @@ def _kernels() -> Any:
 
 @functools.cache
 def _clusters() -> Any:
-    from ..._runtime.clusters import clusters_wanted
+    from ..._runtime.clusters import clusters_wanted, or_no_cluster
     from ...kernels.norm import layer_norm_cluster
 
-    return layer_norm_cluster, clusters_wanted
+    return layer_norm_cluster, clusters_wanted, or_no_cluster
 
 
 def layer_norm_launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
@@ -49,50 +49,6 @@ def layer_norm_launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps
     return y, mean, rstd
 
 
-def _launch_fwd(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, y: Tensor, mean: Tensor | None, rstd: Tensor | None, eps: float
-) -> None:
-    rows, M, stride_xm, stride_xn = rows_and_strides(x)
-    w_dtype, b_dtype = None if weight is None else weight.dtype, None if bias is None else bias.dtype
-    stats = mean is not None
-    planned = _fwd_plan(
-        M, x.shape[-1], stride_xm, stride_xn, float(eps), x.dtype, w_dtype, b_dtype, stats, x.get_device()
-    )  # fmt: skip
-    weight = x if weight is None else weight.contiguous()
-    bias = x if bias is None else bias.contiguous()
-    launch_planned(planned, rows, weight, bias, y, x if mean is None else mean, x if rstd is None else rstd)
-
-
-@plan
-def _fwd_plan(
-    M: int, N: int, stride_xm: int, stride_xn: int, eps: float,
-    dtype: torch.dtype, w_dtype: torch.dtype | None, b_dtype: torch.dtype | None, stats: bool, device: int,
-) -> Planned:  # fmt: skip
-    """The launch of the forward. w_dtype, b_dtype: None without a weight, a bias."""
-    fwd, _, rows, measured = _kernels()
-    itemsize = dtype.itemsize
-    vec, edges, same = rows.row_vectors(N, itemsize, stride_xn, (stride_xm, N))
-    config = measured("layer_norm_fwd", M, N, itemsize, device)
-    cluster, clusters_wanted = _clusters()
-    if config is None:
-        config = fwd.layer_norm_fwd_config(M, N, itemsize, *properties_of(device), vec > 1 and not edges)
-        if vec > 1 and not edges and clusters_wanted(device):
-            config = cluster.layer_norm_fwd_cluster_config(config, N)
-    options = {
-        "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_ym": N, "eps": eps,
-        "HAS_WEIGHT": w_dtype is not None, "HAS_BIAS": b_dtype is not None, "STATS": stats, "VEC": vec, "BLOCK_N": config.block_n,
-        "num_warps": config.num_warps, "num_stages": config.num_stages,
-    }  # fmt: skip
-    if config.num_ctas > 1:
-        options |= {"VEC": 1 if edges else vec, "num_ctas": config.num_ctas}
-        return Planned(device, cluster.layer_norm_fwd_cluster_kernel, M, (N,), options)
-    options |= {"EDGES": edges, "SAME": same}
-    if config.chunked:
-        return Planned(device, fwd.layer_norm_fwd_chunked_kernel, M, (N,), options)
-    tiles = rows.row_tiles(M, config.block_m, vec if edges else 1)
-    return Planned(device, fwd.layer_norm_fwd_kernel, tiles, (M, N), {**options, "BLOCK_M": config.block_m})
-
-
 def infer_launch(x: Tensor, shape: tuple[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """torch.layer_norm over the last dimension, of size shape[0], by a kernel: y alone, without statistics."""
     if x.dtype not in KERNEL_DTYPES:
@@ -103,6 +59,52 @@ def infer_launch(x: Tensor, shape: tuple[int], weight: Tensor | None, bias: Tens
     return y
 
 
+def _launch_fwd(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, y: Tensor, mean: Tensor | None, rstd: Tensor | None, eps: float
+) -> None:
+    rows, M, stride_xm, stride_xn = rows_and_strides(x)
+    w_dtype, b_dtype = None if weight is None else weight.dtype, None if bias is None else bias.dtype
+    planned = _fwd_plan(
+        (M - 1).bit_length(), x.shape[-1], stride_xm, stride_xn, float(eps), x.dtype, w_dtype, b_dtype, mean is not None, x.get_device()
+    )  # fmt: skip
+    weight = x if weight is None else weight.contiguous()
+    bias = x if bias is None else bias.contiguous()
+    launch(planned, M, rows, weight, bias, y, x if mean is None else mean, x if rstd is None else rstd)
+
+
+@plan
+def _fwd_plan(
+    row_bits: int, N: int, stride_xm: int, stride_xn: int, eps: float,
+    dtype: torch.dtype, w_dtype: torch.dtype | None, b_dtype: torch.dtype | None, stats: bool, device: int,
+) -> Planned:  # fmt: skip
+    """The launch of the forward over up to 2 ** row_bits rows. w_dtype, b_dtype: None without a weight, a bias."""
+    M = 1 << row_bits
+    fwd, _, rows, measured = _kernels()
+    itemsize = dtype.itemsize
+    vec, edges, same = rows.row_vectors(N, itemsize, stride_xn, (stride_xm, N))
+    config = measured("layer_norm_fwd", M, N, itemsize, device)
+    cluster, clusters_wanted, or_no_cluster = _clusters()
+    if config is None:
+        config = fwd.layer_norm_fwd_config(M, N, itemsize, *properties_of(device), vec > 1 and not edges)
+        if vec > 1 and not edges and clusters_wanted(device):
+            config = cluster.layer_norm_fwd_cluster_config(config, N)
+    options = {
+        "N": N, "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_ym": N, "eps": eps,
+        "HAS_WEIGHT": w_dtype is not None, "HAS_BIAS": b_dtype is not None, "STATS": stats, "VEC": vec, "BLOCK_N": config.block_n,
+        "num_warps": config.num_warps, "num_stages": config.num_stages,
+    }  # fmt: skip
+    if config.num_ctas > 1:
+        options |= {"VEC": 1 if edges else vec, "num_ctas": config.num_ctas}
+        planned = Planned(device, cluster.layer_norm_fwd_cluster_kernel, options, takes_rows=False)
+        again = (row_bits, N, stride_xm, stride_xn, eps, dtype, w_dtype, b_dtype, stats, device)
+        return or_no_cluster(planned, functools.partial(_fwd_plan, *again))
+    options |= {"EDGES": edges, "SAME": same}
+    if config.chunked:
+        return Planned(device, fwd.layer_norm_fwd_chunked_kernel, options, takes_rows=False)
+    options["BLOCK_M"] = config.block_m
+    return Planned(device, fwd.layer_norm_fwd_kernel, options, block=config.block_m, step=vec if edges else 1)
+
+
 def layer_norm_bwd_launch(
     dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
     need_dx: bool, need_dw: bool, need_db: bool, bias_dtype: torch.dtype | None,
@@ -110,30 +112,44 @@ def layer_norm_bwd_launch(
     """layer_norm_bwd_reference by Triton kernels; the same bits on every run."""
     if x.dtype not in KERNEL_DTYPES or x.numel() == 0:
         return layer_norm_bwd_reference(dy, x, weight, mean, rstd, need_dx, need_dw, need_db, bias_dtype)
-    _, bwd, rows, measured = _kernels()
+    dy2, M, stride_dym, stride_dyn = rows_and_strides(dy)
+    x2, _, stride_xm, stride_xn = rows_and_strides(x)
     N = x.shape[-1]
-    dy2, x2 = rows_of(dy), rows_of(x)
-    M = x2.shape[0]
-    weight = weight if weight is None else weight.contiguous()
-    capability, sms = device_properties(x)
-    column_stride = 1 if dy2.stride(1) == x2.stride(1) == 1 else 0
-    vec = rows.whole_vectors(N, x.element_size(), column_stride, (dy2.stride(0), x2.stride(0), N))
-    config = measured("layer_norm_bwd", M, N, x.element_size(), x.get_device())
-    config = config or bwd.layer_norm_bwd_config(M, N, x.element_size(), capability, sms, vec > 1)
-    programs = bwd.layer_norm_bwd_programs(M, config, sms)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_dx else x.new_empty((0,))
-    parts = torch.empty((int(need_dw) + int(need_db), programs, N), dtype=torch.float32, device=x.device)
-    dw_part = parts[0] if need_dw else parts
-    db_part = parts[-1] if need_db else parts
-    launch(
-        bwd.layer_norm_bwd_chunked_kernel if config.chunked else bwd.layer_norm_bwd_kernel, programs, x,
-        dy2, x2, x if weight is None else weight, mean, rstd, dx, dw_part, db_part, M, N,
-        stride_dym=dy2.stride(0), stride_dyn=dy2.stride(1), stride_xm=x2.stride(0), stride_xn=x2.stride(1), stride_dxm=N,
-        HAS_WEIGHT=weight is not None, NEED_DX=need_dx, NEED_DW=need_dw, NEED_DB=need_db,
-        VEC=vec, BLOCK_M=config.block_m, BLOCK_N=config.block_n, num_warps=config.num_warps,
+    w_dtype = None if weight is None else weight.dtype
+    planned = _bwd_plan(
+        (M - 1).bit_length(), N, stride_dym, stride_dyn, stride_xm, stride_xn, dy.dtype, x.dtype, w_dtype, need_dx, need_dw, need_db,
+        x.get_device(),
     )  # fmt: skip
-
-    dw_dtype = x.dtype if weight is None else weight.dtype
+    none = x if need_dx and need_dw and need_db else x.new_empty((0,))
+    dx = empty_of(x, x.dtype) if need_dx else none
+    parts = x.new_empty((int(need_dw) + int(need_db), planned.grid(M), N), dtype=torch.float32)
+    db_part = parts[1] if need_dw and need_db else parts
+    launch(planned, M, dy2, x2, x if weight is None else weight.contiguous(), mean, rstd, dx, parts, db_part)
+    dw_dtype = x.dtype if w_dtype is None else w_dtype
     db_dtype = x.dtype if bias_dtype is None else bias_dtype
-    sums = column_sums(parts, dw_dtype if need_dw else db_dtype, db_dtype) if need_dw or need_db else []
-    return dx, sums[0] if need_dw else x.new_empty((0,)), sums[-1] if need_db else x.new_empty((0,))
+    if need_dw and need_db:
+        return dx, *column_sums(parts, dw_dtype, db_dtype)
+    return dx, column_sum(parts[0], dw_dtype) if need_dw else none, column_sum(parts[0], db_dtype) if need_db else none
+
+
+@plan
+def _bwd_plan(
+    row_bits: int, N: int, stride_dym: int, stride_dyn: int, stride_xm: int, stride_xn: int, dy_dtype: torch.dtype, dtype: torch.dtype,
+    w_dtype: torch.dtype | None, need_dx: bool, need_dw: bool, need_db: bool, device: int,
+) -> Planned:  # fmt: skip
+    """The launch of the backward over up to 2 ** row_bits rows; its grid is also the number of partial rows."""
+    M = 1 << row_bits
+    _, bwd, rows, measured = _kernels()
+    capability, sms = properties_of(device)
+    column_stride = 1 if stride_dyn == stride_xn == 1 else 0
+    vec = rows.whole_vectors(N, dtype.itemsize, column_stride, (stride_dym, stride_xm, N))
+    config = measured("layer_norm_bwd", M, N, dtype.itemsize, device)
+    config = config or bwd.layer_norm_bwd_config(M, N, dtype.itemsize, capability, sms, vec > 1)
+    options = {
+        "N": N, "stride_dym": stride_dym, "stride_dyn": stride_dyn, "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_dxm": N,
+        "HAS_WEIGHT": w_dtype is not None, "NEED_DX": need_dx, "NEED_DW": need_dw, "NEED_DB": need_db,
+        "VEC": vec, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "num_warps": config.num_warps,
+    }  # fmt: skip
+    kernel = bwd.layer_norm_bwd_chunked_kernel if config.chunked else bwd.layer_norm_bwd_kernel
+    most = bwd.layer_norm_bwd_programs(MANY_ROWS, config, sms)
+    return Planned(device, kernel, options, block=config.block_m, most=most)
