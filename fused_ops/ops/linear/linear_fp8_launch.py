@@ -27,7 +27,7 @@ def linear_fp8_launch(
     if properties_of(x.get_device())[0] < LEAST_CAPABILITY:
         return linear_fp8_reference(x, weight, input_scale, weight_scale, bias, activation, out_dtype)
     rows, M, stride_xm, stride_xk = rows_and_strides(x) if x.shape[-1] else no_columns(x)
-    o = operands(x, M, stride_xm, stride_xk, weight)
+    o = operands(x, M, (stride_xm, stride_xk), weight)
     y = x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out_dtype)
     if y.numel() == 0:
         return y

@@ -43,7 +43,7 @@ def plan_of(
     """(what computes a linear, x as its rows, M)."""
     rows, M, stride_xm, stride_xk = rows_and_strides(x) if x.shape[-1] else no_columns(x)
     stride_b, b_dtype = (None, None) if bias is None else (bias.stride(0), bias.dtype)
-    o = operands(x, M, stride_xm, stride_xk, weight)
+    o = operands(x, M, (stride_xm, stride_xk), weight)
     return linear_plan(o, stride_b, b_dtype, x.dtype, activation, save_pre), rows, M
 
 

@@ -35,7 +35,7 @@ def matmul(
     if input_scale is not None and weight_scale is not None:
         scales = scale_stride(input_scale), scale_stride(weight_scale)
     stride_b, b_dtype = (None, None) if bias is None else (bias.stride(0), bias.dtype)
-    found = linear_plan(operands(x, M, *x.stride(), weight), stride_b, b_dtype, y.dtype, activation, save_pre, scales, True)
+    found = linear_plan(operands(x, M, x.stride(), weight), stride_b, b_dtype, y.dtype, activation, save_pre, scales, True)
     run_linear(found, M, x, weight, bias, y, pre, input_scale, weight_scale)
 
 
@@ -108,7 +108,7 @@ def matmul_dact(dy: Tensor, w: Tensor, saved: Tensor, dpre: Tensor, activation: 
     dy (M, K), w (K, N) any strides; saved, dpre (M, N) contiguous.
     """
     M = dy.shape[0]
-    planned = _dact_plan(operands(dy, M, *dy.stride(), w.t(), read=saved), saved.dtype, activation, need_db)
+    planned = _dact_plan(operands(dy, M, dy.stride(), w.t(), read=saved), saved.dtype, activation, need_db)
     parts = dpre
     if need_db:
         parts = torch.empty((-(-M // planned.block), w.shape[1]), dtype=torch.float32, device=dy.device)

@@ -32,7 +32,7 @@ def matmul_gated(
     if y.numel() == 0:
         return
     strides = None if gate_bias is None else gate_bias.stride(0), None if up_bias is None else up_bias.stride(0)
-    planned = _gated_plan(operands(x, *rows, gate_weight, up_weight), *strides, activation, save_pre)
+    planned = _gated_plan(operands(x, M, rows[1:], gate_weight, up_weight), *strides, activation, save_pre)
     launch(
         planned, M, x, gate_weight, up_weight, x if gate_bias is None else gate_bias, x if up_bias is None else up_bias, y, g, u
     )
@@ -101,7 +101,7 @@ def product_sum(a: Tensor, b: Tensor, c: Tensor, d: Tensor, out: Tensor) -> None
         torch.mm(a, b, out=out).addmm_(c, d)
         return
     M = a.shape[0]
-    launch(_product_sum_plan(operands(a, M, *a.stride(), b.t(), d.t())), M, a, b, c, d, out)
+    launch(_product_sum_plan(operands(a, M, a.stride(), b.t(), d.t())), M, a, b, c, d, out)
 
 
 @plan

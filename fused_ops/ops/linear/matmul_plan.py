@@ -73,7 +73,7 @@ class Operands(NamedTuple):
     rows: int
     N: int
     K: int
-    x: tuple[int, int]
+    x: tuple[int, ...]
     weights: tuple[tuple[int, ...], ...]
     dtype: torch.dtype
     vectors: bool | None
@@ -173,12 +173,12 @@ def _say_dropped(kernel: Any, config: MatmulConfig, error: Exception) -> None:
 Key = tuple[Any, ...]  # the fields of Operands: a tuple is made faster
 
 
-def operands(x: Tensor, M: int, stride_m: int, stride_k: int, *weights: Tensor, read: Tensor | None = None) -> Key:
-    """The Operands of x, M rows with these strides, and weights (N, K), as a tuple. read: a tensor that the epilogue reads."""
+def operands(x: Tensor, M: int, strides: tuple[int, ...], *weights: Tensor, read: Tensor | None = None) -> Key:
+    """The Operands of x, M rows of these strides, and weights (N, K), as a tuple. read: a tensor that the epilogue reads."""
     N, K = weights[0].shape
     dtype, cuda = x.dtype, x.is_cuda
     rows = M
-    if stride_k == 1:
+    if strides[1] == 1:
         rows = (
             -(-M // LARGEST_TILE) * LARGEST_TILE
             if M > SMALL_ROWS
@@ -187,7 +187,7 @@ def operands(x: Tensor, M: int, stride_m: int, stride_k: int, *weights: Tensor, 
             else LEAST_ROWS
         )
     return (
-        rows, N, K, (stride_m, stride_k), tuple([w.stride() for w in weights]), dtype,
+        rows, N, K, strides, tuple([w.stride() for w in weights]), dtype,
         at_vectors(x, *weights) if read is None else at_vectors(x, *weights, read), cuda,
         "ieee" if dtype is not torch.float32 else precision_of(dtype, cuda), x.get_device(),
     )  # fmt: skip
