@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fused_ops._tools.launches import DEVICE, Gpu, fake_on_gpu
 from fused_ops._tools.precompile import Call, gpu_here, precompile
-from fused_ops._torch.spec import FORWARD_ONLY, NO_BACKWARD, REGISTRY, OpSpec
+from fused_ops._torch.spec import REGISTRY, Op
 
 from .headline import headline_tasks
 from .inputs import argument_sets, outputs
@@ -43,7 +43,7 @@ def task_calls(tasks: list[Task]) -> Iterator[Call]:
 def contract_calls() -> Iterator[Call]:
     """The samples and the benchmark cases of every op, and the row lengths of tests/gpu, forward and backward, as its tests
     hold them to the contract."""
-    for spec in (*REGISTRY.values(), *FORWARD_ONLY.values()):
+    for spec in REGISTRY.values():
         for dtype in DTYPES:
             for part in range(4):
                 yield Call(f"{spec.name} samples {dtype}", functools.partial(_samples, spec, dtype, part, 4), dispatched=True)
@@ -52,7 +52,7 @@ def contract_calls() -> Iterator[Call]:
     yield from _row_lengths()
 
 
-def _samples(spec: OpSpec, dtype: torch.dtype, part: int, parts: int) -> None:
+def _samples(spec: Op, dtype: torch.dtype, part: int, parts: int) -> None:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily():
@@ -61,7 +61,7 @@ def _samples(spec: OpSpec, dtype: torch.dtype, part: int, parts: int) -> None:
         _forward_and_backward(spec, tuple(map(fake_on_gpu, sample.args)), {k: fake_on_gpu(v) for k, v in sample.kwargs.items()})
 
 
-def _case(spec: OpSpec, make: Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+def _case(spec: Op, make: Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
     _forward_and_backward(spec, *make(DEVICE))
 
 
@@ -79,16 +79,16 @@ def _row_lengths() -> Iterator[Call]:
                 yield Call(f"{name} {point}", functools.partial(_row_length, spec, *point), dispatched=True)
 
 
-def _row_length(spec: OpSpec, dtype: torch.dtype, layout: str, N: int) -> None:
+def _row_length(spec: Op, dtype: torch.dtype, layout: str, N: int) -> None:
     from tests.gpu import test_1_variants as variants
 
     args, kwargs = variants.arguments(spec.name, variants.rows(N, dtype, layout)) or ((), {})
     _forward_and_backward(spec, args, kwargs)
 
 
-def _forward_and_backward(spec: OpSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _forward_and_backward(spec: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """The public function, then its gradients for a dy whose strides are not the output's: what tests/gpu/hold.py does."""
-    if spec.backward is not NO_BACKWARD:
+    if spec.trains:
         args, kwargs = tuple(map(_leaf, args)), {k: _leaf(v) for k, v in kwargs.items()}
     out = [o for o in outputs(spec.public(*args, **kwargs)) if o.requires_grad]
     if out:

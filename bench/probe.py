@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY, OpSpec
+from fused_ops._torch.spec import REGISTRY, Op
 
 from .check import LIMITS, relative_error
 from .environment import clocks, environment
@@ -25,9 +25,8 @@ M, K, N = 512, 1024, 4096  # rows, their length, and the features that a linear 
 
 def checks() -> list[tuple[str, Callable[[], str]]]:
     """(name, a function that returns what to say, or raises)."""
-    ops = REGISTRY | FORWARD_ONLY
     found: list[tuple[str, Callable[[], str]]] = [("machine", _machine), ("launch path", _launch_path)]
-    found += [(name, lambda spec=spec: _op(spec)) for name, spec in ops.items()]  # type: ignore[misc]
+    found += [(name, lambda spec=spec: _op(spec)) for name, spec in REGISTRY.items()]  # type: ignore[misc]
     return [*found, ("kernel[grid] gives the same bits", _same_bits), ("captured in a graph", _graph), ("memory", _memory)]
 
 
@@ -46,16 +45,15 @@ def _launch_path() -> str:
     return f"{way}: {reason}"
 
 
-def _op(spec: OpSpec) -> str:
+def _op(spec: Op) -> str:
     """The op's largest sample on the GPU against the same call in fp64 on its torch function."""
     sample = max(spec.samples("cpu", DTYPE), key=lambda s: max(a.numel() for a in s.args if isinstance(a, Tensor)))
-    trains = spec.name in REGISTRY
 
     def move(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         moved = value.detach().cuda()
-        return moved.requires_grad_() if trains and moved.is_floating_point() else moved
+        return moved.requires_grad_() if spec.trains and moved.is_floating_point() else moved
 
     args, kwargs = [move(a) for a in sample.args], {k: move(v) for k, v in sample.kwargs.items()}
     start = time.perf_counter()
@@ -66,7 +64,7 @@ def _op(spec: OpSpec) -> str:
     wide = [_widen(a) for a in args]
     expected = _first(spec.torch_fn(*wide, **kwargs))
     pairs = [("y", out, expected)]
-    if trains:
+    if spec.trains:
         dy = torch.randn_like(out)
         leaves = [(a, w) for a, w in zip(args, wide) if isinstance(a, Tensor) and a.requires_grad]
         grads = torch.autograd.grad(out, [a for a, _ in leaves], dy)

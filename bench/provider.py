@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fused_ops._torch.spec import Case, OpSpec
+from fused_ops._torch.spec import Case, Op
 
 
 class Unsupported(Exception):  # noqa: N818 - the ordinary answer of most providers to most ops
@@ -26,7 +26,7 @@ class Workload:
     """What a provider prepares for. args, kwargs: one set of the public function's arguments; other sets differ in the
     inputs but have equal parameters. pass_: "fwd", "train_fwd", "bwd" or "fwd+bwd"; all but the first need autograd."""
 
-    spec: OpSpec
+    spec: Op
     case: Case
     pass_: str
     args: tuple[Any, ...]

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY, OpSpec, Sample
+from fused_ops._torch.spec import REGISTRY, Op, Sample
 
 from .environment import ROOT, alone
 
@@ -41,7 +41,7 @@ FOUND = re.compile(r"(?:ERROR SUMMARY: |SUMMARY: )(\d+) (?:error|hazard)")
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
-def subset(spec: OpSpec, device: str, dtype: torch.dtype) -> Iterator[Sample]:
+def subset(spec: Op, device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """At most MOST samples: the first of each name in PICK, and a row of a length that no sample has."""
     samples = {s.name: s for s in spec.samples(device, dtype)}
     found = (next((name for name in samples if name.startswith(pick)), None) for pick in PICK)
@@ -54,11 +54,11 @@ def subset(spec: OpSpec, device: str, dtype: torch.dtype) -> Iterator[Sample]:
         yield Sample("packed", (torch.randn(2, 32768, device=device).to(dtype), -1))  # forward and backward keep pairs
 
 
-def calls(device: str, dtypes: tuple[torch.dtype, ...]) -> list[tuple[OpSpec, Sample, str]]:
+def calls(device: str, dtypes: tuple[torch.dtype, ...]) -> list[tuple[Op, Sample, str]]:
     """(op, sample, label) of every call: all ops take turns, each with what stresses addressing most first, dtype by dtype."""
     ordered = []
     for d, dtype in enumerate(dtypes):
-        for o, spec in enumerate((REGISTRY | FORWARD_ONLY).values()):
+        for o, spec in enumerate(REGISTRY.values()):
             ordered += [((d, i, o), (spec, s, str(dtype)[6:])) for i, s in enumerate(subset(spec, device, dtype))]
     return [call for _, call in sorted(ordered, key=lambda pair: pair[0])]
 
@@ -69,7 +69,7 @@ def run(device: str, dtypes: tuple[torch.dtype, ...]) -> int:
     for spec, sample, label in calls(device, dtypes):
         made += 1
         print(f"call {made}: {spec.name} {sample.name} {label}", flush=True)
-        args = [_leaf(a) for a in sample.args] if spec.name in REGISTRY else sample.args
+        args = [_leaf(a) for a in sample.args] if spec.trains else sample.args
         out = spec.public(*args, **sample.kwargs)
         first = out if isinstance(out, Tensor) else out[0]
         if first.requires_grad:

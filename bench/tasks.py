@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY, Case, OpSpec
+from fused_ops._torch.spec import REGISTRY, Case, Op
 
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MATMUL_OPS = ("linear", "linear_fp8", "gated_linear", "mlp", "attention")
@@ -25,7 +25,7 @@ class Task:
     pass_: "fwd" without gradients, "train_fwd" with them recorded, "bwd" alone, "fwd+bwd". kind: "kernel" or "wall".
     """
 
-    spec: OpSpec
+    spec: Op
     case: Case
     pass_: str
     kind: str
@@ -89,8 +89,8 @@ def matrix(only: str, providers: Sequence[str]) -> list[tuple[Task, str]]:
 
 
 def all_tasks() -> Iterator[Task]:
-    for spec in (*REGISTRY.values(), *FORWARD_ONLY.values()):
-        passes = ("fwd",) if spec.name in FORWARD_ONLY else PASSES
+    for spec in REGISTRY.values():
+        passes = PASSES if spec.trains else ("fwd",)
         for case in spec.bench.cases():
             for pass_ in passes:
                 # Elsewhere a forward that records gradients runs the same kernels; a matmul stores its pre-activation.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._runtime.settings import INTERPRET
-from ._torch.spec import FORWARD_ONLY, REGISTRY, Expected
+from ._torch.spec import REGISTRY, Expected
 
 C = 4.0
 """How many times 2^-24 scale an fp32 computation may err."""
@@ -61,16 +61,10 @@ class ContractMode(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.checked: list[str] = []
-        self._bounds: dict[Any, Any] = {}
-        self._references: dict[Any, Any] = {}
-        for spec in REGISTRY.values():
-            self._bounds |= {spec.fwd: spec.bound, spec.bwd: spec.backward.bound}
-            self._references |= {spec.fwd: spec.reference, spec.bwd: spec.backward.reference}
-        self._bounds |= {spec.fwd: spec.bound for spec in FORWARD_ONLY.values()}
-        self._references |= {spec.fwd: spec.reference for spec in FORWARD_ONLY.values()}
+        self._operators = {raw.overload: raw for op in REGISTRY.values() for raw in op.raw}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in self._bounds:
+        if func not in self._operators:
             return func(*args, **(kwargs or {}))
         before = [a.clone() if isinstance(a, Tensor) else a for a in args]
         result = func(*args, **(kwargs or {}))
@@ -80,7 +74,7 @@ class ContractMode(TorchDispatchMode):
             if isinstance(now, Tensor) and not _same_bits(now, then):
                 raise AssertionError(f"{name}: argument {i} was changed")
         again = func(*args, **(kwargs or {}))
-        reference = self._references[func](*args)
+        reference = self._operators[func].reference(*args)
         for i, (out, second, like) in enumerate(
             zip(
                 outputs,
@@ -93,7 +87,7 @@ class ContractMode(TorchDispatchMode):
             got, want = (out.shape, out.dtype, out.stride()), (like.shape, like.dtype, like.stride())
             if got != want:
                 raise AssertionError(f"{name}: output {i}: (shape, dtype, strides) {got}, the reference's are {want}")
-        bounds = self._bounds[func](*args)
+        bounds = self._operators[func].bound(*args)
         if len(bounds) != len(outputs):
             raise AssertionError(f"{name}: {len(outputs)} outputs, {len(bounds)} bounds")
         for i, (out, expected) in enumerate(zip(outputs, bounds)):

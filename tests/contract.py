@@ -8,23 +8,26 @@ import torch
 from torch import Tensor
 
 from fused_ops import REGISTRY
-from fused_ops._torch.spec import OpSpec, Sample
+from fused_ops._torch.spec import Op, Sample
 from fused_ops.testing import ContractMode
+
+TRAINED = {name: op for name, op in REGISTRY.items() if op.trains}
+"""The ops with gradients."""
 
 
 def cases(dtypes: list[torch.dtype]) -> list[Any]:
-    """pytest parameters (op name, dtype, sample index) of every sample of every op."""
+    """pytest parameters (op name, dtype, sample index) of every sample of every op with gradients."""
     import pytest
 
     return [
         pytest.param(name, dtype, i, id=f"{name}-{str(dtype)[6:]}-{sample.name}")
-        for name, spec in REGISTRY.items()
+        for name, spec in TRAINED.items()
         for dtype in dtypes
         for i, sample in enumerate(spec.samples("cpu", dtype))
     ]
 
 
-def sample_of(name: str, dtype: torch.dtype, index: int) -> tuple[OpSpec, Sample]:
+def sample_of(name: str, dtype: torch.dtype, index: int) -> tuple[Op, Sample]:
     spec = REGISTRY[name]
     return spec, list(spec.samples("cpu", dtype))[index]
 
@@ -35,7 +38,7 @@ def leaves(args: tuple[Any, ...]) -> tuple[list[Any], list[Tensor]]:
     return new, [a for a in new if isinstance(a, Tensor) and a.requires_grad]
 
 
-def hold_to_contract(spec: OpSpec, sample: Sample) -> None:
+def hold_to_contract(spec: Op, sample: Sample) -> None:
     """Run the public function on the sample, forward and backward, with a dy of unlike strides."""
     args, wanted = leaves(sample.args)
     with ContractMode() as mode:

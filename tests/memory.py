@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY
+from fused_ops._torch.spec import REGISTRY
 
 
 class PeakMemory(TorchDispatchMode):
@@ -27,11 +27,7 @@ class PeakMemory(TorchDispatchMode):
         self.peak = 0
         self._before = {t.untyped_storage()._cdata for t in before}
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._launches: dict[Any, Callable[..., Any]] = {}
-        for spec in (*REGISTRY.values(), *FORWARD_ONLY.values()):
-            self._launches[spec.fwd] = spec.launch
-            if spec.name in REGISTRY:
-                self._launches[spec.bwd] = spec.backward.launch
+        self._launches = {raw.overload: raw.launch for op in REGISTRY.values() for raw in op.raw}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._launches:

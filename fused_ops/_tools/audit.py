@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._runtime.settings import compiling_environment
-from .._torch.spec import FORWARD_ONLY, REGISTRY, AuditCase
+from .._torch.spec import REGISTRY, AuditCase
 from ..kernels.config import CLUSTER_TRITON
 
 ARCHITECTURES = (80, 90, 100, 120)
@@ -95,7 +95,7 @@ def audit_cases(
     """The cases of every SPEC for every architecture, each configuration once, as JSON for kernels/aot.py."""
     cases: dict[str, dict[str, Any]] = {}
     for arch in architectures:
-        for spec in (*REGISTRY.values(), *FORWARD_ONLY.values()):
+        for spec in REGISTRY.values():
             for case in filter(select, spec.audit(divmod(arch, 10))):
                 entry = {
                     "module": case.kernel.fn.__module__.partition(".kernels.")[2], "kernel": case.kernel.fn.__name__,

@@ -15,7 +15,7 @@ from .._runtime import settings
 from .._runtime.backend import chosen
 from .._runtime.launch_path import launch_path
 from .._torch.compile import COMPILE_WITH_ATEN
-from .._torch.spec import FORWARD_ONLY, REGISTRY
+from .._torch.spec import REGISTRY
 
 
 def installation() -> dict[str, Any]:
@@ -29,7 +29,7 @@ def installation() -> dict[str, Any]:
             "op": spec.public.__name__, "device": device, "backend": backend, "reason": reason,
             "when_compiling": "aten" if COMPILE_WITH_ATEN.get(name) else "inlined" if settings.INLINE else "opaque operator",
         }
-        for name, spec in (REGISTRY | FORWARD_ONLY).items()
+        for name, spec in REGISTRY.items()
     ]  # fmt: skip
     return {
         "python": sys.version.split()[0],

@@ -16,7 +16,7 @@ from .._runtime.device import KERNEL_DTYPES
 from .._runtime.launch import recorded
 from .._runtime.launch_path import launch_path
 from .._torch.compile import COMPILE_WITH_ATEN
-from .._torch.spec import FORWARD_ONLY, REGISTRY, OpSpec
+from .._torch.spec import REGISTRY, Op
 from .forecast import forecast, gpu_named
 
 # Dense FLOP a clock an SM for (16-bit with fp32 accumulation, TF32, fp32), from NVIDIA's architecture white papers.
@@ -87,19 +87,15 @@ class Explanation:
         return "\n".join(lines)
 
 
-def _specs() -> list[OpSpec]:
-    return [*REGISTRY.values(), *FORWARD_ONLY.values()]
-
-
 class _Capture(TorchDispatchMode):
     """Notes the first raw operator of a call, its arguments and its launches, and makes none of them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[OpSpec, tuple[Any, ...], Any, list[Any]]] = []
+        self.seen: list[tuple[Op, tuple[Any, ...], Any, list[Any]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        spec = next((s for s in _specs() if func is s.fwd), None)
+        spec = next((s for s in REGISTRY.values() if func is s.fwd), None)
         if spec is None:
             return func(*args, **(kwargs or {}))
         if chosen(args[0].device.type)[0] in ("triton", "interpreter"):
@@ -139,9 +135,9 @@ def explain(op: Callable[..., Tensor] | str, *args: Any, **kwargs: Any) -> Expla
     Raises:
         ValueError: op is no fused op. What the call itself raises on bad arguments, it raises here.
     """
-    found = next((s for s in _specs() if op in (s.public, s.name, s.public.__name__)), None)
+    found = next((s for s in REGISTRY.values() if op in (s.public, s.name, s.public.__name__)), None)
     if found is None:
-        allowed = ", ".join(s.public.__name__ for s in _specs())
+        allowed = ", ".join(s.public.__name__ for s in REGISTRY.values())
         raise ValueError(f"explain: op: got {op!r}, allowed: {allowed}, or a name in REGISTRY")
     with _Capture() as capture:
         found.public(*args, **kwargs)

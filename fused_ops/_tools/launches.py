@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .._runtime import clusters, device, launch, tables
 from .._runtime.plans import forget_plans
 from .._torch import eager
-from .._torch.spec import FORWARD_ONLY, NO_BACKWARD, REGISTRY
+from .._torch.spec import REGISTRY
 
 ALIGNMENT = 16  # bytes: Triton specialises on whether a pointer is a multiple of it
 DEVICE = "cpu"  # where a call makes its tensors inside `listed`
@@ -178,10 +178,10 @@ class Launcher(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.launchers: dict[Any, Callable[..., Any]] = {}
-        for spec in (*REGISTRY.values(), *FORWARD_ONLY.values()):
+        for spec in REGISTRY.values():
             self.launchers[spec.fwd] = spec.launch
-            if spec.backward is not NO_BACKWARD:
-                self.launchers[spec.bwd] = spec.backward.launch
+            if spec.trains:
+                self.launchers[spec.bwd] = spec.raw[1].launch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -115,9 +115,8 @@ def arguments(key: tables.Key, device: str, rows: int | None = None, dtype: torc
 
 def launcher(key: tables.Key) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(launcher, contract bound) of key's raw operator."""
-    spec = REGISTRY[key.kernel[:-4]]
-    forward = key.kernel.endswith("fwd")
-    return (spec.launch, spec.bound) if forward else (spec.backward.launch, spec.backward.bound)
+    raw = next(raw for raw in REGISTRY[key.kernel[:-4]].raw if raw.name == key.kernel)
+    return raw.launch, raw.bound
 
 
 class Measure:

@@ -65,10 +65,9 @@ def register_flop_formulas() -> dict[Any, Callable[..., int]]:
     """Register the formulas with torch.utils.flop_counter, once, and return them."""
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-    from .spec import FORWARD_ONLY, REGISTRY
+    from .spec import REGISTRY
 
-    packets = [overload.overloadpacket for spec in REGISTRY.values() for overload in (spec.fwd, spec.bwd)]
-    packets += [spec.fwd.overloadpacket for spec in FORWARD_ONLY.values()]
+    packets = [raw.overload.overloadpacket for op in REGISTRY.values() for raw in op.raw]
     for packet in packets:
         register_flop_formula(packet)(FORMULAS.get(packet.__name__, _nothing))
     return {packet: flop_registry[packet] for packet in packets}

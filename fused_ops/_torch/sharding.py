@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from .spec import FORWARD_ONLY, REGISTRY
+from .spec import REGISTRY
 
 # operator -> (a role for each argument, a role for each output). "-" is an argument that is no tensor. Tensors of one role are
 # sharded alike, gradients like the tensor they are of:
@@ -55,11 +55,8 @@ def register() -> None:
 
     Imports torch.distributed.tensor, which takes 0.8 s.
     """
-    for spec in tuple(REGISTRY.values()):
-        for name, overload in ((f"{spec.name}_fwd", spec.fwd), (f"{spec.name}_bwd", spec.bwd)):
-            _register(name, overload)
-    for spec in tuple(FORWARD_ONLY.values()):
-        _register(f"{spec.name}_fwd", spec.fwd)
+    for raw in [raw for op in REGISTRY.values() for raw in op.raw]:
+        _register(raw.name, raw.overload)
 
 
 def _register(name: str, overload: Any) -> None:

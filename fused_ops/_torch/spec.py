@@ -1,4 +1,4 @@
-"""One op, one SPEC: all that tests, benchmarks, export and audit read of an op is said once, in its OpSpec."""
+"""One op, one SPEC: all that others read of an op, code and tests alike, is said once, in its Op."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-REGISTRY: dict[str, OpSpec] = {}  # ops with gradients
-FORWARD_ONLY: dict[str, OpSpec] = {}  # ops for inference: their backward is NO_BACKWARD
+REGISTRY: dict[str, Op] = {}
 
 
 @dataclass(frozen=True)
@@ -90,21 +89,30 @@ class Backward:
     bound: Callable[..., tuple[Expected | None, ...]]
 
 
-def _no_backward(*_: Any) -> Any:
-    raise RuntimeError("this op has no gradients")
+@dataclass(frozen=True)
+class Raw:
+    """A raw operator, forward or backward: what is registered with torch as fused_ops::<name>."""
 
+    name: str
+    schema: str
+    reference: Callable[..., Any]
+    launch: Callable[..., Any]
+    bound: Callable[..., tuple[Expected | None, ...]]
 
-NO_BACKWARD = Backward(schema="", reference=_no_backward, launch=_no_backward, bound=_no_backward)
+    @property
+    def overload(self) -> Any:
+        """fused_ops::<name>.default, once it is registered."""
+        return getattr(torch.ops.fused_ops, self.name).default
 
 
 @dataclass(frozen=True)
-class OpSpec:
+class Op:
     """Everything about one op. Every field is required, and a test checks each.
 
     public: the function users call. torch_fn: the eager baseline, what PyTorch users write today, with the same arguments.
     schema, reference, launch, bound: the raw forward operator. reference is pure ATen, and serves as CPU implementation,
-    fake and ONNX decomposition. samples: called with (device, dtype). errors: called with (device). audit: called with
-    (capability).
+    fake and ONNX decomposition. backward: the raw backward operator, None for an op without gradients. samples: called with
+    (device, dtype). errors: called with (device). audit: called with (capability).
     """
 
     name: str
@@ -114,11 +122,24 @@ class OpSpec:
     reference: Callable[..., Any]
     launch: Callable[..., Any]
     bound: Callable[..., tuple[Expected | None, ...]]
-    backward: Backward
+    backward: Backward | None
     samples: Callable[[str, torch.dtype], Iterator[Sample]]
     errors: Callable[[str], Iterator[ErrorSample]]
     bench: Bench
     audit: Callable[[tuple[int, int]], Iterator[AuditCase]]
+
+    @property
+    def trains(self) -> bool:
+        """Whether the op has gradients."""
+        return self.backward is not None
+
+    @property
+    def raw(self) -> tuple[Raw, ...]:
+        """The raw operators: the forward and, where the op has gradients, the backward."""
+        forward = Raw(f"{self.name}_fwd", self.schema, self.reference, self.launch, self.bound)
+        if (back := self.backward) is None:
+            return (forward,)
+        return forward, Raw(f"{self.name}_bwd", back.schema, back.reference, back.launch, back.bound)
 
     @property
     def fwd(self) -> Any:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from bench import check, environment, inputs, models, record, roofline, timing
 from fused_ops import REGISTRY
-from fused_ops._torch.spec import FORWARD_ONLY, Case
+from fused_ops._torch.spec import Case
 
 LARGEST = 48
 FACTORIES = ("randn", "rand", "randint", "empty", "zeros", "ones", "full", "normal")
@@ -55,7 +55,7 @@ def make_small() -> None:
     from bench import test_2_host as host
 
     host.ROUNDS, host.CALLS, host.PAIR_ROUNDS, host.PAIR_CALLS = 3, 5, 3, 5
-    for spec in (*REGISTRY.values(), *FORWARD_ONLY.values()):
+    for spec in REGISTRY.values():
         object.__setattr__(spec.bench, "cases", _small_cases(spec.bench.cases))
     models.MODELS = tuple(_small_model(model) for model in models.MODELS)
     roofline.COPY_BYTES, roofline.MATRIX_N, roofline.FP32_N = 1 << 12, LARGEST, 16

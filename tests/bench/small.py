@@ -10,7 +10,7 @@ import torch
 from bench.providers import Prepared, Provider, Workload
 from bench.tasks import Task
 from fused_ops import REGISTRY
-from fused_ops._torch.spec import FORWARD_ONLY, Case
+from fused_ops._torch.spec import Case
 from fused_ops.ops.linear.cases.linear_fp8 import quantise
 
 
@@ -51,4 +51,4 @@ def task(op: str, pass_: str = "fwd", kind: str = "wall", dtype: torch.dtype = t
         return (r(rows, 40), r(16, 40), r(16), "gelu"), {}
 
     dtype = torch.float8_e4m3fn if op == "linear_fp8" else dtype
-    return Task((REGISTRY | FORWARD_ONLY)[op], Case(f"small_{op}", dtype, shapes[op], make), pass_, kind)
+    return Task(REGISTRY[op], Case(f"small_{op}", dtype, shapes[op], make), pass_, kind)

@@ -14,7 +14,6 @@ from bench.record import Recorder, annotate, quantile, rates, read, spread
 from bench.roofline import Roofline, drift
 from bench.tasks import matrix
 from fused_ops import REGISTRY
-from fused_ops._torch.spec import FORWARD_ONLY
 from tests.bench.small import task
 
 KEY = {"op": "softmax", "case": "4k", "dtype": "bf16", "pass": "fwd", "kind": "kernel", "shape": "4096x4096"}
@@ -186,7 +185,7 @@ def test_a_file_that_is_no_results_is_refused(tmp_path: Path) -> None:
 
 def test_every_op_is_in_the_matrix_and_bf16_forward_comes_first() -> None:
     tasks = matrix("", [p.name for p in PROVIDERS])
-    assert {t.spec.name for t, _ in tasks} == set(REGISTRY) | set(FORWARD_ONLY)
+    assert {t.spec.name for t, _ in tasks} == set(REGISTRY)
     assert {t.id for t, _ in tasks[:40]} <= {t.id for t, _ in matrix("-bf16-fwd-", ["ours"])}
     assert len({t.spec.name for t, _ in tasks[:150]}) >= 3  # ops take turns
     ours = [t.id for t, p in tasks if p == "ours"]

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fused_ops._torch.spec import FORWARD_ONLY, NO_BACKWARD, REGISTRY
+from fused_ops._torch.spec import REGISTRY
 from fused_ops.ops.linear.cases.linear_fp8 import quantise
 from tests.gpu.sampled import SAMPLE, hold_sampled, sample
 
 M, N, K = 300, 144, 96
-OPS = REGISTRY | FORWARD_ONLY
 
 
 def arguments(op: str, activation: str = "gelu") -> tuple[Any, ...]:
@@ -35,18 +34,18 @@ def arguments(op: str, activation: str = "gelu") -> tuple[Any, ...]:
     }[op]
 
 
-@pytest.mark.parametrize("op", list(OPS))
+@pytest.mark.parametrize("op", list(REGISTRY))
 def test_what_is_right_passes(op: str) -> None:
-    hold_sampled(OPS[op], arguments(op), {})
+    hold_sampled(REGISTRY[op], arguments(op), {})
 
 
 @pytest.mark.parametrize(("op", "activation"), [("linear", None), ("linear", "relu"), ("mlp", "relu")])
 def test_what_keeps_no_pre_activation_passes(op: str, activation: str | None) -> None:
-    hold_sampled(OPS[op], arguments(op, activation), {})  # type: ignore[arg-type]
+    hold_sampled(REGISTRY[op], arguments(op, activation), {})  # type: ignore[arg-type]
 
 
 def test_recomputing_passes() -> None:
-    hold_sampled(OPS["mlp"], arguments("mlp"), {"recompute": True})
+    hold_sampled(REGISTRY["mlp"], arguments("mlp"), {"recompute": True})
 
 
 class Corrupt(TorchDispatchMode):
@@ -75,7 +74,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("op", "way", "output"), WRONG)
 def test_one_wrong_element_is_noticed(op: str, way: str, output: int) -> None:
-    spec = OPS[op]
+    spec = REGISTRY[op]
     with Corrupt(getattr(spec, way), output) as corrupt, pytest.raises(AssertionError, match=f"output {output}, sampled"):
         hold_sampled(spec, arguments(op), {})
     assert corrupt.done
@@ -92,6 +91,4 @@ def test_the_sample_has_the_ends_and_the_edges_of_tiles(size: int) -> None:
 
 def test_every_op_has_a_smaller_call() -> None:
     """So that no benchmark case of a new op is left out unseen."""
-    assert {spec.name for spec in OPS.values() if spec.backward is not NO_BACKWARD} == {
-        name for name, way, _ in WRONG if way == "bwd"
-    }
+    assert {spec.name for spec in REGISTRY.values() if spec.trains} == {name for name, way, _ in WRONG if way == "bwd"}

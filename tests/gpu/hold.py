@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_ops._torch.spec import NO_BACKWARD, Case, OpSpec
+from fused_ops._torch.spec import Case, Op
 from fused_ops.testing import ContractMode
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -16,7 +16,7 @@ ROW_OPS = ("softmax", "layer_norm", "layer_norm_fp8")
 HELD_BYTES = 120  # at the most, for each element of an op's input or output, while its fp64 reference is compared
 
 
-def memory_held(spec: OpSpec, case: Case) -> int:
+def memory_held(spec: Op, case: Case) -> int:
     """The most bytes of device memory that `hold` takes for a benchmark case, estimated. A row op counts x or y, not both."""
     elements = spec.bench.bytes(case)[0] // case.dtype.itemsize
     return elements * HELD_BYTES // (2 if spec.name in ROW_OPS else 1) + (1 << 29)
@@ -33,9 +33,9 @@ def on_gpu(value: Any) -> Any:
     return storage.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
-def hold(spec: OpSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def hold(spec: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run the public function in ContractMode; then backward, with a dy whose strides are not the output's."""
-    as_leaf = _leaf if spec.backward is not NO_BACKWARD else lambda value: value
+    as_leaf = _leaf if spec.trains else lambda value: value
     args = tuple(as_leaf(on_gpu(a)) for a in args)
     kwargs = {k: as_leaf(on_gpu(v)) for k, v in kwargs.items()}
     wanted = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.requires_grad]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fused_ops._torch.spec import FORWARD_ONLY, NO_BACKWARD, REGISTRY, OpSpec
+from fused_ops._torch.spec import REGISTRY, Op
 from fused_ops.testing import assert_within_contract
 
 SAMPLE = 64
@@ -101,9 +101,7 @@ class SampledContract(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.checked: list[str] = []
-        specs = (*REGISTRY.values(), *FORWARD_ONLY.values())
-        self._bounds: dict[Any, Any] = {spec.fwd: spec.bound for spec in specs}
-        self._bounds |= {spec.bwd: spec.backward.bound for spec in specs if spec.backward is not NO_BACKWARD}
+        self._bounds = {raw.overload: raw.bound for op in REGISTRY.values() for raw in op.raw}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -127,9 +125,9 @@ class SampledContract(TorchDispatchMode):
         return result
 
 
-def hold_sampled(spec: OpSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def hold_sampled(spec: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run the public function, and backward, in SampledContract."""
-    trains = spec.backward is not NO_BACKWARD
+    trains = spec.trains
     args = tuple(a.requires_grad_() if trains and isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
     with SampledContract() as mode:
         out = spec.public(*args, **kwargs)

@@ -97,12 +97,12 @@ def test_reduce_overhead() -> None:
 
 SAME_BITS = """
 import hashlib, sys, torch
-from fused_ops import REGISTRY
 from fused_ops._runtime.launch_path import launch_path
+from tests.contract import TRAINED
 from tests.gpu.hold import on_gpu
 from tests.gpu.test_3_launch import large, leaf, step
 print(launch_path()[0])
-for name, spec in REGISTRY.items():
+for name, spec in TRAINED.items():
     samples = [s for s in spec.samples("cpu", torch.bfloat16) if s.args[0].numel()][:3]
     calls = [([leaf(on_gpu(a)) for a in s.args], s.kwargs) for s in samples]
     torch.manual_seed(1)
@@ -131,7 +131,7 @@ def test_both_ways_of_launching_give_the_same_bits() -> None:
     assert [process.returncode for process in processes] == [0, 0], [err[-2000:] for _, err in said]
     (way, *bits), (other_way, *other_bits) = (out.splitlines() for out, _ in said)
     assert (way, other_way) == ("fast path", "kernel[grid]")
-    assert len(bits) == 4 * len(REGISTRY)
+    assert len(bits) == 4 * len(NAMES)
     assert bits == other_bits
 
 

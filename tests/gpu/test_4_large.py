@@ -7,18 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY, Case, OpSpec
+from fused_ops._torch.spec import REGISTRY, Case, Op
 from tests.gpu.hold import ROW_OPS
 from tests.gpu.sampled import hold_sampled
 from tests.gpu.test_4_contract import fits_whole
 
 pytestmark = pytest.mark.gpu
-OPS = REGISTRY | FORWARD_ONLY
 MOST_BYTES = 5 << 30  # of a row op's case: more shows nothing new
 OTHER_DTYPES = ("linear-llama3_8b_gelu_tanh-float16", "linear-llama3_8b_gelu-float32", "softmax-gpt2_vocabulary-float32")
 
 
-def memory_sampled(spec: OpSpec, case: Case) -> int:
+def memory_sampled(spec: Op, case: Case) -> int:
     """The most bytes of device memory that one case takes, estimated: what is moved, and weights and some rows in fp64."""
     forward, backward = spec.bench.bytes(case)
     if spec.name in ROW_OPS:
@@ -31,7 +30,7 @@ def memory_sampled(spec: OpSpec, case: Case) -> int:
 def cases() -> list[Any]:
     """Every such case in bf16 and fp8, and a few in other dtypes."""
     found = []
-    for name, spec in OPS.items():
+    for name, spec in REGISTRY.items():
         for case in spec.bench.cases():
             label = f"{name}-{case.name}-{str(case.dtype)[6:]}"
             wanted = case.dtype in (torch.bfloat16, torch.float8_e4m3fn) or label in OTHER_DTYPES
@@ -43,5 +42,5 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "case"), cases())
 def test_sampled_rows(name: str, case: Case) -> None:
-    hold_sampled(OPS[name], *case.make("cuda"))
+    hold_sampled(REGISTRY[name], *case.make("cuda"))
     torch.cuda.synchronize()

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from fused_ops import fused_layernorm_fp8
 from fused_ops._runtime.launch import recorded
-from fused_ops._torch.spec import FORWARD_ONLY
+from fused_ops._torch.spec import REGISTRY
 from fused_ops.kernels.norm.layer_norm_fp8 import _e4m3_bits
 from fused_ops.testing import ContractMode
 from tests.ops.test_layer_norm_fp8 import test_contract_catches_a_scale_of_another_row as test_contract
@@ -24,7 +24,7 @@ __all__ = ["test_contract", "test_dimensions", "test_one_step", "test_product"] 
 @pytest.mark.usefixtures("poisoned_memory")
 def test_samples(dtype: torch.dtype) -> None:
     with recorded(made=True) as launches:
-        for sample in FORWARD_ONLY["layer_norm_fp8"].samples("cpu", dtype):
+        for sample in REGISTRY["layer_norm_fp8"].samples("cpu", dtype):
             with ContractMode() as mode:
                 fused_layernorm_fp8(*sample.args)
             assert mode.checked, sample.name

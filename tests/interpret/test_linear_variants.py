@@ -12,7 +12,7 @@ from torch import Tensor
 from fused_ops import fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
 from fused_ops._runtime import launch as launch_module
 from fused_ops._runtime import scratch
-from fused_ops._torch.spec import FORWARD_ONLY
+from fused_ops._torch.spec import REGISTRY
 from fused_ops.kernels.config import MatmulConfig
 from fused_ops.ops.linear import matmul, matmul_plan
 from fused_ops.ops.linear.matmul_plan import forced_config, kernels
@@ -139,7 +139,7 @@ def test_mlp_computes_only_needed_gradients(ran: list[str], needs: tuple[int, ..
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_fp8_samples(dtype: torch.dtype) -> None:
-    for sample in FORWARD_ONLY["linear_fp8"].samples("cpu", dtype):
+    for sample in REGISTRY["linear_fp8"].samples("cpu", dtype):
         with ContractMode() as mode:
             fused_linear_fp8(*sample.args, **sample.kwargs)
         assert mode.checked == ["fused_ops.linear_fp8_fwd.default"], sample.name

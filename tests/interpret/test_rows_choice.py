@@ -122,7 +122,7 @@ def test_rows_are_read_in_pairs_only_where_they_begin_at_pairs(dtype: torch.dtyp
         ((aligned, aligned, 1, dtype), True), ((view, aligned, 1, dtype), True), ((aligned, view, 1, dtype), True),
     ):  # fmt: skip
         with launch_module.recorded() as made:
-            (spec.backward.launch if backward else spec.launch)(*args)
+            spec.raw[backward].launch(*args)
         ((kernel, _, _),) = made
         in_pairs = offset % 2 == 0 or all(a is not view for a in args)
         assert ("packed" in kernel.__name__) is in_pairs, (offset, kernel.__name__)

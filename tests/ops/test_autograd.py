@@ -11,14 +11,15 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from fused_ops import REGISTRY, fused_layernorm, fused_linear, fused_softmax
-from fused_ops._torch.spec import OpSpec
+from fused_ops._torch.spec import Op
 from fused_ops.ops.linear.activations import ACTIVATIONS
 from fused_ops.testing import ContractMode
+from tests.contract import TRAINED
 
-SPECS = [pytest.param(spec, id=name) for name, spec in REGISTRY.items()]
+SPECS = [pytest.param(spec, id=name) for name, spec in TRAINED.items()]
 
 
-def _small(spec: OpSpec) -> list[Any]:
+def _small(spec: Op) -> list[Any]:
     """The samples that are small, finite and smooth enough for finite differences."""
     chosen = []
     for sample in spec.samples("cpu", torch.float64):
@@ -34,7 +35,7 @@ def _small(spec: OpSpec) -> list[Any]:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_gradcheck_over_samples(spec: OpSpec) -> None:
+def test_gradcheck_over_samples(spec: Op) -> None:
     samples = _small(spec)
     assert len(samples) >= 3
     for sample in samples:

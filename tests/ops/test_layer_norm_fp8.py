@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fused_ops import fused_layernorm_fp8, fused_linear_fp8
 from fused_ops._runtime import settings
-from fused_ops._torch.spec import FORWARD_ONLY
+from fused_ops._torch.spec import REGISTRY
 from fused_ops.ops.linear.cases.linear_fp8 import quantise
 from fused_ops.testing import ContractMode, contract_error
 
-SPEC = FORWARD_ONLY["layer_norm_fp8"]
+SPEC = REGISTRY["layer_norm_fp8"]
 aten_mode = pytest.mark.skipif(settings.INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
 
 

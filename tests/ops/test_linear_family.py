@@ -14,7 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from fused_ops import fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
 from fused_ops._runtime import settings as settings_module
-from fused_ops._torch.spec import FORWARD_ONLY, Expected
+from fused_ops._torch.spec import REGISTRY, Expected
 from fused_ops.kernels.linear.linear_config import linear_config
 from fused_ops.ops.linear.activations import ACTIVATIONS
 from fused_ops.ops.linear.gated_linear_reference import gated_linear_eager
@@ -190,7 +190,7 @@ def test_under_transforms(function: Callable[..., Tensor]) -> None:
 
 
 def test_fp8_reference_and_refusals() -> None:
-    spec = FORWARD_ONLY["linear_fp8"]
+    spec = REGISTRY["linear_fp8"]
     for dtype in (torch.float32, torch.bfloat16):
         for sample in spec.samples("cpu", dtype):
             with ContractMode() as mode:
@@ -209,7 +209,7 @@ def test_contract_catches_a_bias_added_before_the_scales() -> None:
     """A likely mistake in an fp8 epilogue is far outside the bound."""
     x, w = torch.randn(9, 33).to(torch.float8_e4m3fn), torch.randn(7, 33).to(torch.float8_e4m3fn)
     xs, ws, b = torch.full((), 0.5), torch.full((), 0.25), torch.randn(7)
-    expected: Expected = FORWARD_ONLY["linear_fp8"].bound(x, w, xs, ws, b, "none", torch.float32)[0]
+    expected: Expected = REGISTRY["linear_fp8"].bound(x, w, xs, ws, b, "none", torch.float32)[0]
     product = F.linear(x.float(), w.float())
     assert contract_error(product * 0.125 + b, expected).max() <= 1
     assert contract_error((product + b) * 0.125, expected).max() > 100

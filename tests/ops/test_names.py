@@ -13,17 +13,16 @@ from bench.providers import peers
 from fused_ops._fuse import engine, rewrite, whole
 from fused_ops._runtime import clusters, tables
 from fused_ops._torch import flops, sharding
-from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY, OpSpec
+from fused_ops._torch.spec import REGISTRY, Op
 
-SPECS = {**REGISTRY, **FORWARD_ONLY}
-OPERATORS = {f"{name}_{pass_}" for name in SPECS for pass_ in (("fwd", "bwd") if name in REGISTRY else ("fwd",))}
+OPERATORS = {raw.name for op in REGISTRY.values() for raw in op.raw}
 # A tensor argument is the input, a weight or a bias of some role, or a scale of one of them.
 TENSOR = re.compile(r"input|(\w+_)?(weight|bias)\d?|(input|weight)_scale")
 OPTIONS = {"dim", "dtype", "normalized_shape", "eps", "activation", "recompute", "out_dtype"}
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_arguments_are_named_alike_in_all_ops(spec: OpSpec) -> None:
+@pytest.mark.parametrize("spec", REGISTRY.values(), ids=REGISTRY)
+def test_arguments_are_named_alike_in_all_ops(spec: Op) -> None:
     parameters = inspect.signature(spec.public).parameters
     assert next(iter(parameters)) == "input"
     assert not [name for name in parameters if not TENSOR.fullmatch(name) and name not in OPTIONS]
@@ -31,8 +30,8 @@ def test_arguments_are_named_alike_in_all_ops(spec: OpSpec) -> None:
         assert list(inspect.signature(spec.torch_fn).parameters) == list(parameters)
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_a_refusal_names_an_argument_of_the_function(spec: OpSpec) -> None:
+@pytest.mark.parametrize("spec", REGISTRY.values(), ids=REGISTRY)
+def test_a_refusal_names_an_argument_of_the_function(spec: Op) -> None:
     """The first word of each message is the function, the second one of its arguments."""
     checked = 0
     for error in spec.errors("cpu"):
@@ -60,7 +59,7 @@ def test_no_list_names_an_op_that_does_not_exist(monkeypatch: pytest.MonkeyPatch
         "fuse, functions": set(rewrite.FUSED_FUNCTIONS),
     } | {provider.__name__: _table(provider, monkeypatch) for provider in (peers.Liger, peers.Quack, peers.FlagGems)}
     assert all(lists.values())
-    assert not {where: names - SPECS.keys() for where, names in lists.items() if names - SPECS.keys()}
+    assert not {where: names - REGISTRY.keys() for where, names in lists.items() if names - REGISTRY.keys()}
 
 
 def test_no_table_names_an_operator_that_does_not_exist() -> None:

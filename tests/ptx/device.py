@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 
 from fused_ops._runtime import device as device_module
 from fused_ops._runtime import launch, plans
-from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY
+from fused_ops._torch.spec import REGISTRY
 from tests.ptx import hopper, thread, warp  # noqa: F401  (they register instructions)
 from tests.ptx.machine import Code, Machine
 from tests.ptx.memory import Global, Traffic
@@ -151,9 +151,7 @@ class _Launchers(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        specs = [*REGISTRY.values(), *FORWARD_ONLY.values()]
-        self.launchers = {spec.fwd: spec.launch for spec in specs}
-        self.launchers |= {spec.bwd: spec.backward.launch for spec in REGISTRY.values()}
+        self.launchers = {raw.overload: raw.launch for op in REGISTRY.values() for raw in op.raw}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.launchers.get(func, func)(*args, **(kwargs or {}))

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from fused_ops import REGISTRY, fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
 from fused_ops._runtime.compiled import Planned
-from fused_ops._torch.spec import FORWARD_ONLY
 from fused_ops.kernels.config import MatmulConfig
 from fused_ops.kernels.linear import linear_config
 from fused_ops.ops.linear import matmul_plan
 from fused_ops.ops.linear.matmul_plan import forced_config
 from fused_ops.testing import ContractMode
-from tests.contract import cases, hold_to_contract, sample_of
+from tests.contract import TRAINED, cases, hold_to_contract, sample_of
 
 if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
@@ -137,7 +136,7 @@ def _samples() -> list[Any]:
 
 
 def test_the_first_samples_are_samples_of_every_op() -> None:
-    assert set(FIRST) == set(REGISTRY)
+    assert set(FIRST) == set(TRAINED)
     known = {case.id for case in cases([BF16])}
     assert not {f"{op}-bfloat16-{name}" for op, names in FIRST_NAMES.items() for name in names} - known
 
@@ -155,15 +154,15 @@ FIRST_FORWARD = {
 
 
 def test_the_first_samples_are_samples_of_every_op_without_gradients() -> None:
-    assert set(FIRST_FORWARD) == set(FORWARD_ONLY)
+    assert set(FIRST_FORWARD) == set(REGISTRY) - set(TRAINED)
     for name, names in FIRST_FORWARD.items():
-        assert set(names.split("|")) <= {sample.name for sample in FORWARD_ONLY[name].samples("cpu", BF16)}
+        assert set(names.split("|")) <= {sample.name for sample in REGISTRY[name].samples("cpu", BF16)}
 
 
 @pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["first", "others"])
-@pytest.mark.parametrize("name", FORWARD_ONLY)
+@pytest.mark.parametrize("name", FIRST_FORWARD)
 def test_samples_of_ops_without_gradients(name: str, first: bool) -> None:
-    spec = FORWARD_ONLY[name]
+    spec = REGISTRY[name]
     launches = 0
     for sample in spec.samples("cpu", BF16):
         if (sample.name in FIRST_FORWARD[name].split("|")) == first:

@@ -13,15 +13,15 @@ import torch
 from fused_ops._tools.forecast import GPUS, Forecast, Gpu, forecast, gpu_named, kernels_hash, variant_of
 from fused_ops._tools.forecast.gpus import SOURCES
 from fused_ops._tools.forecast.limits import Launch, last_wave
-from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY, Case
+from fused_ops._torch.spec import REGISTRY, Case
 
 H100 = GPUS["h100"]
 BF16 = 2
-CASES = [(s.name, case) for s in (*REGISTRY.values(), *FORWARD_ONLY.values()) for case in s.bench.cases()]
+CASES = [(s.name, case) for s in REGISTRY.values() for case in s.bench.cases()]
 
 
 def of(op: str, case: Case, pass_: str, gpu: Gpu = H100, kind: str = "kernel") -> Forecast:
-    spec = (REGISTRY | FORWARD_ONLY)[op]
+    spec = REGISTRY[op]
     work = (spec.bench.bytes(case)[0], spec.bench.flops(case)[0])
     return forecast(op, case.shape, case.dtype.itemsize, pass_, gpu, kind=kind, activation=variant_of(case.name), work=work)
 
@@ -56,8 +56,8 @@ def test_the_activations_backward_is_what_it_was_read_from() -> None:
 
 @pytest.mark.parametrize(("op", "case"), CASES, ids=lambda v: v if isinstance(v, str) else v.name)
 def test_every_case_has_a_time_no_shorter_than_its_bytes(op: str, case: Case) -> None:
-    spec = (REGISTRY | FORWARD_ONLY)[op]
-    for pass_ in ("fwd",) if op in FORWARD_ONLY else ("fwd", "train_fwd", "bwd", "fwd+bwd"):
+    spec = REGISTRY[op]
+    for pass_ in ("fwd", "train_fwd", "bwd", "fwd+bwd") if spec.trains else ("fwd",):
         found = of(op, case, pass_)
         assert math.isfinite(found.seconds)
         assert found.binding in {"launch", *(name for launch in found.launches for name in launch.limits)}

@@ -40,7 +40,7 @@ def test_processes_agree_with_one(world: int, tmp_path: Path) -> None:
 
 def test_every_role_names_an_argument() -> None:
     """A table entry has one role for each argument and output of its operator, and the argument it points at is a bool."""
-    for spec in REGISTRY.values():
+    for spec in filter(lambda op: op.trains, REGISTRY.values()):
         for name, overload in ((f"{spec.name}_fwd", spec.fwd), (f"{spec.name}_bwd", spec.bwd)):
             assert name in ROLES, f"{name} would run on replicated tensors"
             inputs, outputs = (roles.split() for roles in ROLES[name])

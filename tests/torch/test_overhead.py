@@ -23,14 +23,13 @@ import torch.utils.flop_counter  # anything is counted, so that the tests that r
 import fused_ops
 from fused_ops._runtime.settings import INTERPRET
 from fused_ops._torch.eager import fast_path
-from fused_ops._torch.spec import FORWARD_ONLY, REGISTRY, OpSpec, Sample
+from fused_ops._torch.spec import REGISTRY, Op, Sample
 from fused_ops.ops.norm import layer_norm
 from tests.contract import leaves
 
 pytestmark = pytest.mark.skipif(INTERPRET, reason="the interpreter's own calls would be counted")
 
 OURS = (str(Path(fused_ops.__file__).parent), str(Path(__file__).parent))
-OPS = REGISTRY | FORWARD_ONLY
 
 
 class Calls(NamedTuple):
@@ -91,11 +90,11 @@ def calls_of(function: Callable[[], Any]) -> tuple[Calls, list[str]]:
     return Calls(sum(kind == "python" for kind, _ in seen), len(seen)), [name for _, name in seen]
 
 
-def stages_of(spec: OpSpec, sample: Sample) -> list[Callable[[], Any]]:
+def stages_of(spec: Op, sample: Sample) -> list[Callable[[], Any]]:
     """What is counted: each stage of STAGES that the op has, warmed up."""
     without = functools.partial(spec.public, *sample.args, **sample.kwargs)
     without(), without()
-    if spec.name in FORWARD_ONLY:
+    if not spec.trains:
         return [without]
     args, wanted = leaves(sample.args)
     forward = functools.partial(spec.public, *args, **sample.kwargs)
@@ -106,11 +105,11 @@ def stages_of(spec: OpSpec, sample: Sample) -> list[Callable[[], Any]]:
 
 
 def sample_of(op: str, name: str) -> Sample:
-    samples = OPS[op].samples("cpu", torch.bfloat16 if op in FORWARD_ONLY else torch.float32)
+    samples = REGISTRY[op].samples("cpu", torch.float32 if REGISTRY[op].trains else torch.bfloat16)
     return next(sample for sample in samples if name in (sample.name, ""))
 
 
-ROWS = [*LIMITS, *((op, "") for op in OPS if op not in {op for op, _ in LIMITS})]
+ROWS = [*LIMITS, *((op, "") for op in REGISTRY if op not in {op for op, _ in LIMITS})]
 
 
 def over(limits: tuple[Calls, ...], stages: list[Callable[[], Any]]) -> list[str]:
@@ -125,13 +124,13 @@ def over(limits: tuple[Calls, ...], stages: list[Callable[[], Any]]) -> list[str
 
 @pytest.mark.parametrize(("op", "sample"), ROWS)
 def test_calls(op: str, sample: str) -> None:
-    assert not over(LIMITS.get((op, sample), OTHERS), stages_of(OPS[op], sample_of(op, sample)))
+    assert not over(LIMITS.get((op, sample), OTHERS), stages_of(REGISTRY[op], sample_of(op, sample)))
 
 
 def test_one_more_layer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The count itself: one function more, around what runs or around what chooses it, is over the limit."""
     limit = LIMITS["layer_norm", "rows(37, 63)"][:1]
-    forward = stages_of(OPS["layer_norm"], sample_of("layer_norm", "rows(37, 63)"))[:1]
+    forward = stages_of(REGISTRY["layer_norm"], sample_of("layer_norm", "rows(37, 63)"))[:1]
     infer = layer_norm._INFER["aten"]
     assert not over(limit, forward)
     monkeypatch.setitem(layer_norm._INFER, "aten", lambda *args: infer(*args))
@@ -146,8 +145,8 @@ def test_one_more_layer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_way_through_the_dispatcher_is_found(op: str, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no fast path a call goes by the raw operator and by torch's autograd wrapper."""
     row = next(row for row in LIMITS if row[0] == op)
-    stages = stages_of(OPS[op], sample_of(*row))
-    module = sys.modules[OPS[op].public.__module__]
+    stages = stages_of(REGISTRY[op], sample_of(*row))
+    module = sys.modules[REGISTRY[op].public.__module__]
     monkeypatch.setattr(module, "fast_path", lambda *_: None)
     made, names = calls_of(stages[stage])
     assert "__call__" in names
@@ -156,4 +155,4 @@ def test_a_way_through_the_dispatcher_is_found(op: str, stage: int, monkeypatch:
 
 
 def test_every_row_names_an_op() -> None:
-    assert {op for op, _ in LIMITS} <= set(OPS)
+    assert {op for op, _ in LIMITS} <= set(REGISTRY)

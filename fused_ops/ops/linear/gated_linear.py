@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.autograd import autocasting, gradient_of_saved, runs_aten
 from ..._torch.library import define
-from ..._torch.spec import Backward, OpSpec
+from ..._torch.spec import Backward, Op
 from .activations import activate
 from .arguments import cast_all, check_gated_linear
 from .cases import gated_linear as cases
@@ -124,7 +124,7 @@ def _fused_gated_linear(
 
 
 SPEC = define(
-    OpSpec(
+    Op(
         name="gated_linear",
         public=fused_gated_linear,
         torch_fn=gated_linear_eager,

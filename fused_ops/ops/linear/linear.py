@@ -13,7 +13,7 @@ from ..._torch.arguments import FLOATS
 from ..._torch.autograd import autocasting, gradient_of_saved, runs_aten, take_saved
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
-from ..._torch.spec import Backward, OpSpec
+from ..._torch.spec import Backward, Op
 from .activations import ACTIVATIONS, SAVES_OUTPUT
 from .arguments import cast_all, check_linear, fits_linear
 from .cases import linear as cases
@@ -145,7 +145,7 @@ def _needs_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 SPEC = define(
-    OpSpec(
+    Op(
         name="linear",
         public=fused_linear,
         torch_fn=linear_eager,

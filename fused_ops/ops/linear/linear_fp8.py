@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from ..._runtime.device import FP8
 from ..._torch.arguments import refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
 from ..._torch.library import define
-from ..._torch.spec import NO_BACKWARD, OpSpec
+from ..._torch.spec import Op
 from .activations import check_activation
 from .cases import linear_fp8 as cases
 from .linear_fp8_launch import linear_fp8_launch
@@ -130,7 +130,7 @@ def _check(
 
 
 SPEC = define(
-    OpSpec(
+    Op(
         name="linear_fp8",
         public=fused_linear_fp8,
         torch_fn=linear_fp8_eager,
@@ -141,7 +141,7 @@ SPEC = define(
         reference=linear_fp8_reference,
         launch=linear_fp8_launch,
         bound=cases.fwd_bound,
-        backward=NO_BACKWARD,
+        backward=None,
         samples=cases.samples,
         errors=cases.errors,
         bench=cases.BENCH,

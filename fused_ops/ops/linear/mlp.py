@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.autograd import autocasting, gradient_of_saved, runs_aten, take_saved
 from ..._torch.library import define
-from ..._torch.spec import Backward, OpSpec
+from ..._torch.spec import Backward, Op
 from .activations import SAVES_OUTPUT, activate
 from .arguments import cast_all, check_mlp
 from .cases import mlp as cases
@@ -142,7 +142,7 @@ def _fused_mlp(
 
 
 SPEC = define(
-    OpSpec(
+    Op(
         name="mlp",
         public=fused_mlp,
         torch_fn=mlp_eager,

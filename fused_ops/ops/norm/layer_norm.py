@@ -13,7 +13,7 @@ from ..._torch.arguments import FLOATS, refuse, require_device, require_float, r
 from ..._torch.autograd import autocasts_to_fp32, differentiable_backward, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
-from ..._torch.spec import Backward, OpSpec
+from ..._torch.spec import Backward, Op
 from .cases import layer_norm as cases
 from .layer_norm_launch import infer_launch, layer_norm_bwd_launch, layer_norm_launch
 from .layer_norm_reference import differentiable_rows, layer_norm_bwd_reference, layer_norm_reference, train_reference
@@ -156,7 +156,7 @@ def _check(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tenso
 
 
 SPEC = define(
-    OpSpec(
+    Op(
         name="layer_norm",
         public=fused_layernorm,
         torch_fn=F.layer_norm,

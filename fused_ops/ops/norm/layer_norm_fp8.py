@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.arguments import refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
 from ..._torch.library import define
-from ..._torch.spec import NO_BACKWARD, OpSpec
+from ..._torch.spec import Op
 from .cases import layer_norm_fp8 as cases
 from .layer_norm_fp8_launch import layer_norm_fp8_launch
 from .layer_norm_fp8_reference import layer_norm_fp8_eager, layer_norm_fp8_reference
@@ -88,7 +88,7 @@ def _check(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tenso
 
 
 SPEC = define(
-    OpSpec(
+    Op(
         name="layer_norm_fp8",
         public=fused_layernorm_fp8,
         torch_fn=layer_norm_fp8_eager,
@@ -96,7 +96,7 @@ SPEC = define(
         reference=layer_norm_fp8_reference,
         launch=layer_norm_fp8_launch,
         bound=cases.fwd_bound,
-        backward=NO_BACKWARD,
+        backward=None,
         samples=cases.samples,
         errors=cases.errors,
         bench=cases.BENCH,

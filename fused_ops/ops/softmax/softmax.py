@@ -13,7 +13,7 @@ from ..._torch.arguments import FLOATS, normalize_dim, refuse, require_float, re
 from ..._torch.autograd import autocasts_to_fp32, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
-from ..._torch.spec import Backward, OpSpec
+from ..._torch.spec import Backward, Op
 from .cases import softmax as cases
 from .softmax_launch import softmax_bwd_launch, softmax_launch
 from .softmax_reference import softmax_bwd_reference, softmax_reference
@@ -102,7 +102,7 @@ torch.jit._builtins._register_builtin(fused_softmax, "aten::softmax")
 
 
 SPEC = define(
-    OpSpec(
+    Op(
         name="softmax",
         public=fused_softmax,
         torch_fn=F.softmax,
