@@ -158,7 +158,7 @@ def explain(op: Callable[..., Tensor] | str, *args: Any, **kwargs: Any) -> Expla
     moved = sum(t.numel() * t.element_size() for t in (*inputs, *tree_leaves(outputs)) if isinstance(t, Tensor))
     from .._torch.flops import flops_of
 
-    flops = flops_of(spec.fwd, raw)
+    flops = flops_of(spec.raw[0], raw)
     limit = limit_of(x) if x.is_cuda else None
     seconds = None if limit is None else max(moved / limit.bytes_per_s, flops / limit.flops_per_s)
     notes = ["under torch.compile: ATen (compile_with_aten)"] if COMPILE_WITH_ATEN.get(spec.name) else []

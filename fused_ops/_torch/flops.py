@@ -1,63 +1,55 @@
-"""FLOP formulas of the raw operators, for torch.utils.flop_counter and explain()."""
+"""The FLOPs of the raw operators, from the roles of their tensors: for torch.utils.flop_counter and explain()."""
 
 from __future__ import annotations
 
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-
-def _rows(shape: Any) -> int:
-    return math.prod(shape[:-1])
+from .spec import REGISTRY, Raw
 
 
-# FLOPs of the products, as torch counts its own: 2 M N K each, and nothing for what is computed an element. Arguments are
-# the raw operators', with shapes in place of tensors.
-def _linear_fwd(x: Any, weight: Any, *_: Any, **__: Any) -> int:
-    return 2 * _rows(x) * weight[0] * weight[1]
+def _product(rows: Any, weight: Any) -> int:
+    """The FLOPs of a product of rows with a weight, or of its gradient: 2 M N K, as torch counts its own; None is no weight."""
+    return 0 if weight is None else 2 * math.prod(rows[:-1]) * math.prod(weight)
 
 
-def _linear_bwd(dy: Any, x: Any, w: Any, saved: Any, act: str, dx: bool, dw: bool, db: bool, *_: Any, **__: Any) -> int:
-    return 0 if w is None else 2 * _rows(dy) * w[0] * w[1] * (dx + dw)
+def flops(raw: Raw, args: Sequence[Any]) -> int:
+    """The FLOPs of one call of a raw operator: those of its products; what is computed an element counts nothing.
+
+    args: the operator's arguments, with shapes in place of tensors.
+    """
+    roles = raw.roles_of(args)
+    weights: dict[str, list[Any]] = {"w": [], "W": []}
+    for role, arg in zip(roles.inputs.split(), args):
+        if role in weights:
+            weights[role].append(arg)
+    rows = args[0]
+    if raw.forward:
+        return sum(_product(rows, weight) for weight in (*weights["w"], *weights["W"]))
+    found, inner = 0, False
+    left = {role: list(given) for role, given in weights.items()}
+    for output in roles.outputs.split():
+        role, needed = output[0], not output[1:] or args[int(output[1:])]
+        if role in left:  # the gradients of weights are in the weights' order
+            weight = left[role].pop(0) if left[role] else None
+            found += needed and _product(rows, weight)
+        elif role == "x" and needed:
+            found += sum(_product(rows, weight) for weight in weights["w"])
+        inner |= bool(needed) and role in ("x", "y", "b")
+    if inner and "z" in roles.inputs:  # through the second weight to the first product
+        found += sum(_product(rows, weight) for weight in weights["W"])
+    return found
 
 
-def _gated_fwd(x: Any, w_gate: Any, *_: Any, **__: Any) -> int:
-    return 2 * _linear_fwd(x, w_gate)
-
-
-def _gated_bwd(
-    dy: Any, x: Any, wg: Any, wu: Any, g: Any, u: Any, act: str, dx: bool, dwg: bool, dwu: bool, *_: Any, **__: Any
-) -> int:  # fmt: skip
-    return 2 * _rows(dy) * wg[0] * wg[1] * (2 * dx + dwg + dwu)
-
-
-def _mlp_fwd(x: Any, w1: Any, b1: Any, w2: Any, *_: Any, **__: Any) -> int:
-    return 2 * _rows(x) * (w1[0] * w1[1] + w2[0] * w2[1])
-
-
-def _mlp_bwd(dy: Any, w2: Any, saved: Any, h: Any, act: str, dpre: bool, db1: bool, dw2: bool, *_: Any, **__: Any) -> int:
-    return 2 * _rows(dy) * w2[0] * w2[1] * ((dpre or db1) + dw2)
-
-
-def _nothing(*_: Any, **__: Any) -> int:
-    return 0
-
-
-FORMULAS: dict[str, Callable[..., int]] = {
-    "linear_fwd": _linear_fwd, "linear_bwd": _linear_bwd, "gated_linear_fwd": _gated_fwd, "gated_linear_bwd": _gated_bwd,
-    "linear_fp8_fwd": _linear_fwd, "mlp_fwd": _mlp_fwd, "mlp_bwd": _mlp_bwd,
-}  # fmt: skip
-
-
-def flops_of(overload: Any, args: tuple[Any, ...]) -> int:
-    """The FLOPs of one call of a raw operator, by its formula."""
-    formula = FORMULAS.get(overload.overloadpacket.__name__, _nothing)
-    return formula(*(a.shape if isinstance(a, torch.Tensor) else a for a in args))
+def flops_of(raw: Raw, args: Sequence[Any]) -> int:
+    """The FLOPs of one call of a raw operator with these arguments."""
+    return flops(raw, [a.shape if isinstance(a, torch.Tensor) else a for a in args])
 
 
 @functools.cache
@@ -65,12 +57,10 @@ def register_flop_formulas() -> dict[Any, Callable[..., int]]:
     """Register the formulas with torch.utils.flop_counter, once, and return them."""
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-    from .spec import REGISTRY
-
-    packets = [raw.overload.overloadpacket for op in REGISTRY.values() for raw in op.raw]
-    for packet in packets:
-        register_flop_formula(packet)(FORMULAS.get(packet.__name__, _nothing))
-    return {packet: flop_registry[packet] for packet in packets}
+    operators = {raw.overload.overloadpacket: raw for op in REGISTRY.values() for raw in op.raw}
+    for packet, raw in operators.items():
+        register_flop_formula(packet)(lambda *args, raw=raw, **_: flops(raw, args))
+    return {packet: flop_registry[packet] for packet in operators}
 
 
 def register_when_used() -> None:

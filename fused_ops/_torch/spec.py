@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,13 +80,49 @@ class AuditCase:
 
 
 @dataclass(frozen=True)
+class Roles:
+    """What each argument and each output of a raw operator is: how it is sharded and what it multiplies follow from it.
+
+    inputs and outputs: a letter for each, separated by spaces. Tensors of one letter are sharded alike, and a gradient has
+    the letter of the tensor it is of.
+
+        -     an argument that is no tensor
+        x     (..., K)  the input                         s     (...)   one number a row: a statistic
+        y     (..., N)  the first product, and what is saved of it
+        z     (..., N)  the second product, of an MLP
+        w, b  (N, K), (N,)  weight and bias of y          W, B  weight and bias of z
+        v     (K,)  a norm's weight or bias
+        q     a scale: one number, or one a row. An operator that has one runs on replicated tensors: always right, at the
+              price of communication
+
+    A number after an output's letter, "y4", is the argument that says whether the output is needed; it is empty if not.
+    dim: the argument that holds the dimension which no shard may cut, or None for the last dimension.
+    sums: whether, for the operator's arguments, products of parts of K are parts of the result, which is their sum; None for no.
+    """
+
+    inputs: str
+    outputs: str
+    dim: int | None = None
+    sums: Callable[..., bool] | None = None
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether there is a product with a weight."""
+        return not {"w", "W"}.isdisjoint(self.inputs + self.outputs)
+
+
+@dataclass(frozen=True)
 class Backward:
-    """The backward as its own op: schema, ATen reference, kernel launcher, and its contract bound."""
+    """The backward as its own op: schema, ATen reference, kernel launcher, its contract bound, and the roles of its tensors.
+
+    roles: a Roles, or a function from the operator's arguments to one.
+    """
 
     schema: str
     reference: Callable[..., Any]
     launch: Callable[..., Any]
     bound: Callable[..., tuple[Expected | None, ...]]
+    roles: Roles | Callable[..., Roles]
 
 
 @dataclass(frozen=True)
@@ -98,11 +134,17 @@ class Raw:
     reference: Callable[..., Any]
     launch: Callable[..., Any]
     bound: Callable[..., tuple[Expected | None, ...]]
+    roles: Roles | Callable[..., Roles]
+    forward: bool
 
     @property
     def overload(self) -> Any:
         """fused_ops::<name>.default, once it is registered."""
         return getattr(torch.ops.fused_ops, self.name).default
+
+    def roles_of(self, args: Sequence[Any]) -> Roles:
+        """The roles of the tensors in a call with args."""
+        return self.roles if isinstance(self.roles, Roles) else self.roles(*args)
 
 
 @dataclass(frozen=True)
@@ -111,7 +153,7 @@ class Op:
 
     public: the function users call. torch_fn: the eager baseline, what PyTorch users write today, with the same arguments.
     schema, reference, launch, bound: the raw forward operator. reference is pure ATen, and serves as CPU implementation,
-    fake and ONNX decomposition. backward: the raw backward operator, None for an op without gradients. samples: called with
+    fake and ONNX decomposition. roles: what the raw forward operator's arguments and outputs are. backward: the raw backward operator, None for an op without gradients. samples: called with
     (device, dtype). errors: called with (device). audit: called with (capability).
     """
 
@@ -122,6 +164,7 @@ class Op:
     reference: Callable[..., Any]
     launch: Callable[..., Any]
     bound: Callable[..., tuple[Expected | None, ...]]
+    roles: Roles
     backward: Backward | None
     samples: Callable[[str, torch.dtype], Iterator[Sample]]
     errors: Callable[[str], Iterator[ErrorSample]]
@@ -136,10 +179,10 @@ class Op:
     @property
     def raw(self) -> tuple[Raw, ...]:
         """The raw operators: the forward and, where the op has gradients, the backward."""
-        forward = Raw(f"{self.name}_fwd", self.schema, self.reference, self.launch, self.bound)
+        forward = Raw(f"{self.name}_fwd", self.schema, self.reference, self.launch, self.bound, self.roles, forward=True)
         if (back := self.backward) is None:
             return (forward,)
-        return forward, Raw(f"{self.name}_bwd", back.schema, back.reference, back.launch, back.bound)
+        return forward, Raw(f"{self.name}_bwd", back.schema, back.reference, back.launch, back.bound, back.roles, forward=False)
 
     @property
     def fwd(self) -> Any:

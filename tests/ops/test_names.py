@@ -12,7 +12,6 @@ from bench import check, goals, modules
 from bench.providers import peers
 from fused_ops._fuse import engine, rewrite, whole
 from fused_ops._runtime import clusters, tables
-from fused_ops._torch import flops, sharding
 from fused_ops._torch.spec import REGISTRY, Op
 
 OPERATORS = {raw.name for op in REGISTRY.values() for raw in op.raw}
@@ -64,8 +63,6 @@ def test_no_list_names_an_op_that_does_not_exist(monkeypatch: pytest.MonkeyPatch
 
 def test_no_table_names_an_operator_that_does_not_exist() -> None:
     lists = {
-        "sharding": {name.split(",")[0] for name in sharding.ROLES},
-        "FLOPs": set(flops.FORMULAS),
         "tuned": set(tables.KERNELS),
         "clusters": set(clusters.CLUSTERED),
     }

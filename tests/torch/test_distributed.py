@@ -6,9 +6,9 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 
 from fused_ops import REGISTRY
-from fused_ops._torch.sharding import ROLES
 from tests import process
 
 CHECKS = {
@@ -39,15 +39,20 @@ def test_processes_agree_with_one(world: int, tmp_path: Path) -> None:
 
 
 def test_every_role_names_an_argument() -> None:
-    """A table entry has one role for each argument and output of its operator, and the argument it points at is a bool."""
-    for spec in filter(lambda op: op.trains, REGISTRY.values()):
-        for name, overload in ((f"{spec.name}_fwd", spec.fwd), (f"{spec.name}_bwd", spec.bwd)):
-            assert name in ROLES, f"{name} would run on replicated tensors"
-            inputs, outputs = (roles.split() for roles in ROLES[name])
-            arguments = overload._schema.arguments
-            assert [role == "-" for role in inputs] == ["Tensor" not in str(a.type) for a in arguments]
-            assert len(outputs) == len(overload._schema.returns)
+    """An operator has one role for each argument and output, and the argument that an output's role points at is a bool."""
+    for raw in (raw for op in REGISTRY.values() for raw in op.raw):
+        arguments = raw.overload._schema.arguments
+        optional = next((i for i, a in enumerate(arguments) if str(a.type) == "Optional[Tensor]"), None)
+        for left_out in {None, optional}:
+            roles = raw.roles_of([None if i == left_out else torch.ones(2, 2) for i in range(len(arguments))])
+            inputs, outputs = roles.inputs.split(), roles.outputs.split()
+            assert set(roles.inputs + roles.outputs) <= set("-xyzswbWBvq 0123456789")
+            tensors = ["Tensor" in str(a.type) for a in arguments]
+            tensors[2] &= roles.inputs != "y y - y - - - -"  # linear_bwd without its weight
+            assert [role != "-" for role in inputs] == tensors
+            assert len(outputs) == len(raw.overload._schema.returns)
             assert all(str(arguments[int(o[1:])].type) == "bool" for o in outputs if o[1:])
+            assert roles.dim is None or str(arguments[roles.dim].type) == "int"
 
 
 def test_registered_only_when_used() -> None:

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fused_ops
 from fused_ops import REGISTRY, fused_linear
-from fused_ops._torch.flops import FORMULAS
+from fused_ops._torch.flops import flops
 from tests import process
 from tests.torch.calls import Call, each_call
 
@@ -73,10 +73,44 @@ def test_flops_of_the_families_of_several_products() -> None:
         assert count(lambda x, a, c: fused_ops.fused_mlp(x, a, None, c, None, "gelu"), [x, wg, w2], backward) == eager
 
 
-def test_every_op_with_a_product_has_a_formula() -> None:
-    for name, op in REGISTRY.items():
-        products = "linear" in name or name == "mlp"
-        assert {raw.name in FORMULAS for raw in op.raw} == {products}
+# operator -> (arguments with shapes in place of tensors, FLOPs): x is (2, 3, 8), y (2, 3, 5), z (2, 3, 7)
+X, Y, Z, W, V = (2, 3, 8), (2, 3, 5), (2, 3, 7), (5, 8), (7, 5)
+XW, YV = 2 * 6 * 5 * 8, 2 * 6 * 7 * 5
+FLOPS: list[tuple[str, tuple[Any, ...], int]] = [
+    ("softmax_fwd", (X, 1, None), 0),
+    ("softmax_bwd", (X, X, 1, torch.float32), 0),
+    ("layer_norm_fwd", (X, (8,), (8,), 1e-5), 0),
+    ("layer_norm_bwd", (X, X, (8,), (2, 3), (2, 3), True, True, True, None), 0),
+    ("layer_norm_fp8_fwd", (X, None, None, 1e-5), 0),
+    ("linear_fwd", (X, W, None, "gelu", True), XW),
+    ("linear_fp8_fwd", (X, W, (1,), (1,), (5,), "none", torch.bfloat16), XW),
+    ("linear_bwd", (Y, X, W, Y, "gelu", True, True, True), 2 * XW),
+    ("linear_bwd", (Y, X, W, Y, "gelu", True, False, False), XW),
+    ("linear_bwd", (Y, X, W, Y, "gelu", False, True, False), XW),
+    ("linear_bwd", (Y, X, W, Y, "gelu", False, False, True), 0),
+    ("linear_bwd", (Y, Y, None, Y, "gelu", True, False, True), 0),
+    ("gated_linear_fwd", (X, W, W, None, None, "silu", False), 2 * XW),
+    ("gated_linear_bwd", (Y, X, W, W, Y, Y, "silu", True, True, True, True, True), 4 * XW),
+    ("gated_linear_bwd", (Y, X, W, W, Y, Y, "silu", True, False, False, False, True), 2 * XW),
+    ("gated_linear_bwd", (Y, X, W, W, Y, Y, "silu", False, True, False, True, False), XW),
+    ("gated_linear_bwd", (Y, X, W, W, Y, Y, "silu", False, False, False, True, True), 0),
+    ("mlp_fwd", (X, W, (5,), V, None, "gelu", True, True), XW + YV),
+    ("mlp_bwd", (Z, V, Y, Y, "gelu", True, True, True, True), 2 * YV),
+    ("mlp_bwd", (Z, V, Y, Y, "gelu", True, False, False, True), YV),
+    ("mlp_bwd", (Z, V, Y, Y, "gelu", False, True, False, False), YV),
+    ("mlp_bwd", (Z, V, Y, Y, "gelu", False, False, True, False), YV),
+    ("mlp_bwd", (Z, V, Y, Y, "gelu", False, False, False, True), 0),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "expected"), FLOPS, ids=[f"{i}-{row[0]}" for i, row in enumerate(FLOPS)])
+def test_flops_by_the_roles(name: str, args: tuple[Any, ...], expected: int) -> None:
+    (raw,) = [raw for op in REGISTRY.values() for raw in op.raw if raw.name == name]
+    assert flops(raw, args) == expected
+
+
+def test_the_flops_of_every_operator_are_checked() -> None:
+    assert {name for name, *_ in FLOPS} == {raw.name for op in REGISTRY.values() for raw in op.raw}
 
 
 def test_a_counter_made_before_the_first_call_counts_it() -> None:

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.autograd import autocasting, gradient_of_saved, runs_aten
 from ..._torch.library import define
-from ..._torch.spec import Backward, Op
+from ..._torch.spec import Backward, Op, Roles
 from .activations import activate
 from .arguments import cast_all, check_gated_linear
 from .cases import gated_linear as cases
@@ -135,6 +135,7 @@ SPEC = define(
         reference=gated_linear_reference,
         launch=gated_linear_launch,
         bound=cases.fwd_bound,
+        roles=Roles("x w w b b - -", "y y6 y6"),
         backward=Backward(
             schema=(
                 "(Tensor dy, Tensor x, Tensor gate_weight, Tensor up_weight, Tensor g, Tensor u, str activation, bool need_dx,"
@@ -144,6 +145,7 @@ SPEC = define(
             reference=gated_linear_bwd_reference,
             launch=gated_linear_bwd_launch,
             bound=cases.bwd_bound,
+            roles=Roles("y x w w y y - - - - - -", "x7 w8 w9 b10 b11"),
         ),
         samples=cases.samples,
         errors=cases.errors,

@@ -13,7 +13,7 @@ from ..._torch.arguments import FLOATS
 from ..._torch.autograd import autocasting, gradient_of_saved, runs_aten, take_saved
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
-from ..._torch.spec import Backward, Op
+from ..._torch.spec import Backward, Op, Roles
 from .activations import ACTIVATIONS, SAVES_OUTPUT
 from .arguments import cast_all, check_linear, fits_linear
 from .cases import linear as cases
@@ -153,6 +153,7 @@ SPEC = define(
         reference=linear_reference,
         launch=linear_launch,
         bound=cases.fwd_bound,
+        roles=Roles("x w b - -", "y y4", sums=cases.sums),
         backward=Backward(
             schema=(
                 "(Tensor dy, Tensor x, Tensor? weight, Tensor saved, str activation, bool need_dx, bool need_dw,"
@@ -161,6 +162,7 @@ SPEC = define(
             reference=linear_bwd_reference,
             launch=linear_bwd_launch,
             bound=cases.bwd_bound,
+            roles=cases.bwd_roles,
         ),
         samples=cases.samples,
         errors=cases.errors,

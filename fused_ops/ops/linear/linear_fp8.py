@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from ..._runtime.device import FP8
 from ..._torch.arguments import refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
 from ..._torch.library import define
-from ..._torch.spec import Op
+from ..._torch.spec import Op, Roles
 from .activations import check_activation
 from .cases import linear_fp8 as cases
 from .linear_fp8_launch import linear_fp8_launch
@@ -141,6 +141,7 @@ SPEC = define(
         reference=linear_fp8_reference,
         launch=linear_fp8_launch,
         bound=cases.fwd_bound,
+        roles=Roles("x w q q b - -", "y"),
         backward=None,
         samples=cases.samples,
         errors=cases.errors,

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.autograd import autocasting, gradient_of_saved, runs_aten, take_saved
 from ..._torch.library import define
-from ..._torch.spec import Backward, Op
+from ..._torch.spec import Backward, Op, Roles
 from .activations import SAVES_OUTPUT, activate
 from .arguments import cast_all, check_mlp
 from .cases import mlp as cases
@@ -153,6 +153,7 @@ SPEC = define(
         reference=mlp_reference,
         launch=mlp_launch,
         bound=cases.fwd_bound,
+        roles=Roles("x w b W B - - -", "z y6 y7"),
         backward=Backward(
             schema=(
                 "(Tensor dy, Tensor weight2, Tensor saved, Tensor h, str activation, bool need_dpre, bool need_db1,"
@@ -161,6 +162,7 @@ SPEC = define(
             reference=mlp_bwd_reference,
             launch=mlp_bwd_launch,
             bound=cases.bwd_bound,
+            roles=Roles("z W y y - - - - -", "y5 b6 W7 B8"),
         ),
         samples=cases.samples,
         errors=cases.errors,

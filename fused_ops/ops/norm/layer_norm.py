@@ -13,7 +13,7 @@ from ..._torch.arguments import FLOATS, refuse, require_device, require_float, r
 from ..._torch.autograd import autocasts_to_fp32, differentiable_backward, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
-from ..._torch.spec import Backward, Op
+from ..._torch.spec import Backward, Op, Roles
 from .cases import layer_norm as cases
 from .layer_norm_launch import infer_launch, layer_norm_bwd_launch, layer_norm_launch
 from .layer_norm_reference import differentiable_rows, layer_norm_bwd_reference, layer_norm_reference, train_reference
@@ -164,6 +164,7 @@ SPEC = define(
         reference=layer_norm_reference,
         launch=layer_norm_launch,
         bound=cases.fwd_bound,
+        roles=Roles("x v v -", "x s s"),
         backward=Backward(
             schema=(
                 "(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, bool need_dx, bool need_dw,"
@@ -172,6 +173,7 @@ SPEC = define(
             reference=layer_norm_bwd_reference,
             launch=layer_norm_bwd_launch,
             bound=cases.bwd_bound,
+            roles=Roles("x x v s s - - - -", "x5 v6 v7"),
         ),
         samples=cases.samples,
         errors=cases.errors,

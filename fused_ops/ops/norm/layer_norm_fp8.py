@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.arguments import refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
 from ..._torch.library import define
-from ..._torch.spec import Op
+from ..._torch.spec import Op, Roles
 from .cases import layer_norm_fp8 as cases
 from .layer_norm_fp8_launch import layer_norm_fp8_launch
 from .layer_norm_fp8_reference import layer_norm_fp8_eager, layer_norm_fp8_reference
@@ -96,6 +96,7 @@ SPEC = define(
         reference=layer_norm_fp8_reference,
         launch=layer_norm_fp8_launch,
         bound=cases.fwd_bound,
+        roles=Roles("x v v -", "x s"),
         backward=None,
         samples=cases.samples,
         errors=cases.errors,

@@ -13,7 +13,7 @@ from ..._torch.arguments import FLOATS, normalize_dim, refuse, require_float, re
 from ..._torch.autograd import autocasts_to_fp32, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
-from ..._torch.spec import Backward, Op
+from ..._torch.spec import Backward, Op, Roles
 from .cases import softmax as cases
 from .softmax_launch import softmax_bwd_launch, softmax_launch
 from .softmax_reference import softmax_bwd_reference, softmax_reference
@@ -110,11 +110,13 @@ SPEC = define(
         reference=softmax_reference,
         launch=softmax_launch,
         bound=cases.fwd_bound,
+        roles=Roles("x - -", "x", dim=1),
         backward=Backward(
             schema="(Tensor dy, Tensor y, int dim, ScalarType dtype) -> Tensor",
             reference=softmax_bwd_reference,
             launch=softmax_bwd_launch,
             bound=cases.bwd_bound,
+            roles=Roles("x x - -", "x", dim=2),
         ),
         samples=cases.samples,
         errors=cases.errors,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
+from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Roles, Sample
 from ...case_builders import audit_case, cross, randn
 from .matmul import SMS, matmul_case, unaligned
 
@@ -65,6 +65,18 @@ def errors(device: str) -> Iterator[ErrorSample]:
     yield refused("integers", (x.int(), w.int()), r"input: got torch\.int32")
     yield refused("device", (x, torch.zeros(5, 4, device="meta")), r"weight: got a tensor on meta")
     yield refused("not_a_tensor", (x, None), r"weight: got NoneType", TypeError)
+
+
+def sums(x: Any, weight: Any, bias: Any, activation: str, save_pre: bool) -> bool:
+    """Whether the forward of parts of K sums to the whole: with no activation on the sum."""
+    return activation == "none"
+
+
+def bwd_roles(dy: Any, x: Any, weight: Any, *rest: Any) -> Roles:
+    """Without a weight the backward is the activation's step alone: x stands for what has y's shape, and dx is dpre."""
+    if weight is None:
+        return Roles("y y - y - - - -", "y5 w6 b7")
+    return Roles("y x w y - - - -", "x5 w6 b7", sums=lambda *_: True)
 
 
 def fwd_bound(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool) -> tuple[Expected | None, ...]:
