@@ -9,12 +9,13 @@ from torch import nn
 
 from .forwards import fuse_forwards
 from .linears import fuse_linears
+from .patterns import PATTERNS
 from .report import FuseReport
 from .run import FilterFn, Run
 from .swap import restore
-from .whole import fuse_whole
+from .whole import WHOLE, fuse_whole
 
-OPS = ("layer_norm", "softmax", "linear", "gated_linear", "mlp")
+OPS = (*(whole.op for whole in WHOLE.values()), *reversed(PATTERNS))
 OPTIONAL_OPS = ("bare_linear",)
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from .linears import Parent
-from .patterns import Fused
+from .patterns import PATTERNS, Fused
 from .report import ALREADY, FUSED, LEFT
-from .rewrite import FUSED_FUNCTIONS, FusedForward, Program, find, forward_class, programs
+from .rewrite import FusedForward, Program, find, forward_class, programs
 from .run import Run
 from .trace import UntraceableError
 
 
 def fuse_forwards(run: Run, parents: list[tuple[Parent, frozenset[str]]]) -> None:
     """Replace forwards that hold chains of ops which changing the Linears' classes could not fuse."""
-    wanted = run.wanted & FUSED_FUNCTIONS.keys()
+    wanted = run.wanted & PATTERNS.keys()
     for parent, readable in parents:
         if isinstance(parent.module, FusedForward):
             for fused in _fused(parent.module._fuse_programs):

@@ -62,7 +62,7 @@ def chains(module: nn.Module, graph: Graph, ops: frozenset[str]) -> list[Chain]:
     """The chains of graph for ops, larger ones first; no node is in two."""
     found: list[Chain] = []
     taken: set[Node] = set()
-    for op, match in (("mlp", _mlp), ("gated_linear", _gated), ("linear", _linear)):
+    for op, match in PATTERNS.items():
         for node in graph.nodes if op in ops else ():
             chain = match(module, node)
             if chain is not None and taken.isdisjoint(chain.nodes):
@@ -153,6 +153,10 @@ def _unfused_linear(module: nn.Module, node: Node) -> bool:
     known = linear_classes()
     bare = type(called) in known or (type(called) in known.values() and called.activation is None)
     return bare and _one_input(node)
+
+
+PATTERNS = {"mlp": _mlp, "gated_linear": _gated, "linear": _linear}
+"""{op: what finds a chain that it replaces, at its last node}, larger ones first."""
 
 
 def _is_absorbed(module: nn.Module, node: Node) -> bool:

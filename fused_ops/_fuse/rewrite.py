@@ -18,19 +18,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from ..ops.linear.gated_linear import fused_gated_linear
-from ..ops.linear.linear import fused_linear
-from ..ops.linear.mlp import fused_mlp
+from .._torch.spec import REGISTRY
 from . import conditions
 from .fixed import fixed_code
 from .linears import linear_classes
 from .patterns import Chain, Fused, chains
 from .trace import UntraceableError, trace_once
-
-# op -> the function that a chain becomes
-FUSED_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "linear": fused_linear, "gated_linear": fused_gated_linear, "mlp": fused_mlp,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -233,7 +226,7 @@ def _replace(graph: Graph, chain: Chain, linears: dict[str, nn.Module]) -> None:
             args = (chain.x, *weights, chain.activation, *biases)
         else:
             args = (chain.x, weights[0], biases[0], weights[1], biases[1], chain.activation)
-        fused = graph.call_function(FUSED_FUNCTIONS[chain.op], args)
+        fused = graph.call_function(REGISTRY[chain.op].public, args)
     last.replace_all_uses_with(fused)
     for node in reversed(chain.nodes):
         graph.erase_node(node)

@@ -1,4 +1,4 @@
-"""Modules that have a fused class of their own: LayerNorm and Softmax."""
+"""Modules whose whole forward is one op, such as LayerNorm and Softmax: they have a fused class of their own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .. import nn as fused
+from .._torch.spec import REGISTRY
 from . import conditions
 from .report import ALREADY, FUSED, LEFT
 from .run import Run
@@ -20,14 +21,18 @@ class Whole:
     cls: type[nn.Module]
 
 
-WHOLE: dict[type[nn.Module], Whole] = {
-    nn.LayerNorm: Whole("layer_norm", fused.FusedLayerNorm),
-    nn.Softmax: Whole("softmax", fused.FusedSoftmax),
-}
+def _fused_class(base: type[nn.Module]) -> type[nn.Module]:
+    """The one class of fused_ops.nn that is a base."""
+    (found,) = [cls for cls in (getattr(fused, name) for name in fused.__all__) if issubclass(cls, base)]
+    return found
+
+
+WHOLE = {op.module: Whole(op.name, _fused_class(op.module)) for op in REGISTRY.values() if op.module is not None}
+"""{torch.nn class: its op and its fused class}: of the ops whose classes fused_ops.nn has, which imports them."""
 
 
 def fuse_whole(run: Run) -> None:
-    """Change the class of every LayerNorm and Softmax that can be fused. Report each RMS norm: there is no op for it."""
+    """Change the class of every module of WHOLE that can be fused. Report each RMS norm that is no such module."""
     for name, module in run.model.named_modules():
         base = next((cls for cls in WHOLE if isinstance(module, cls)), None)
         before = type(module).__name__

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 REGISTRY: dict[str, Op] = {}
 
@@ -149,12 +149,16 @@ class Raw:
 
 @dataclass(frozen=True)
 class Op:
-    """Everything about one op. Every field is required, and a test checks each.
+    """Everything about one op. Every field without a default is required, and a test checks each.
 
     public: the function users call. torch_fn: the eager baseline, what PyTorch users write today, with the same arguments.
     schema, reference, launch, bound: the raw forward operator. reference is pure ATen, and serves as CPU implementation,
     fake and ONNX decomposition. roles: what the raw forward operator's arguments and outputs are. backward: the raw backward operator, None for an op without gradients. samples: called with
     (device, dtype). errors: called with (device). audit: called with (capability).
+
+    None where an op has none: onnx, called with (a builder of ONNX operators, their opset), returns the function that
+    torch.onnx calls in place of the raw forward operator; it raises ValueError for what ONNX cannot say. module: the torch.nn
+    class whose whole forward is this op; `fuse` puts its subclass from fused_ops.nn in its place.
     """
 
     name: str
@@ -170,6 +174,8 @@ class Op:
     errors: Callable[[str], Iterator[ErrorSample]]
     bench: Bench
     audit: Callable[[tuple[int, int]], Iterator[AuditCase]]
+    onnx: Callable[[Any, int], Callable[..., Any]] | None = None
+    module: type[nn.Module] | None = None
 
     @property
     def trains(self) -> bool:

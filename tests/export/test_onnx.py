@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -163,6 +164,10 @@ def test_translation_table_casts_softmax() -> None:
     )
     assert [n.op_type for n in program.model.graph] == ["Cast", "Softmax"]
     assert set(table) == {REGISTRY[name].fwd for name in ("softmax", "layer_norm", "linear")}
+    with pytest.raises(ExportError, match="linear: no ONNX translation of the activation 'none such'"):
+        table[REGISTRY["linear"].fwd](np.ones((2, 2), np.float32), np.ones((2, 2), np.float32), None, "none such")
+    with pytest.raises(ExportError, match="layer_norm: without weight its last dimension cannot be dynamic"):
+        table[REGISTRY["layer_norm"].fwd](SimpleNamespace(shape=(2, "columns")))
 
 
 def test_submodule(path: Path) -> None:

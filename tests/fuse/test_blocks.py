@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -10,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fused_ops import fuse, unfuse
-from fused_ops._fuse import rewrite
+from fused_ops import REGISTRY, fuse, unfuse
 from tests.fuse.models import MODELS, Mlp
 from tests.fuse.test_fuse import assert_same, detail, status
 from tests.fuse.test_matching import x4
@@ -33,8 +33,8 @@ class Calls(list):
 def calls(monkeypatch) -> Calls:
     calls = Calls()
     for op in ("gated_linear", "mlp"):
-        wrapped = calls.wrap(f"fused_{op}", rewrite.FUSED_FUNCTIONS[op])
-        monkeypatch.setitem(rewrite.FUSED_FUNCTIONS, op, wrapped)
+        wrapped = calls.wrap(f"fused_{op}", REGISTRY[op].public)
+        monkeypatch.setitem(REGISTRY, op, dataclasses.replace(REGISTRY[op], public=wrapped))
     return calls
 
 

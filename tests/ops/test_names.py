@@ -10,7 +10,7 @@ import torch
 
 from bench import check, goals, modules
 from bench.providers import peers
-from fused_ops._fuse import engine, rewrite, whole
+from fused_ops._fuse import engine, patterns
 from fused_ops._runtime import clusters, tables
 from fused_ops._torch.spec import REGISTRY, Op
 
@@ -54,8 +54,7 @@ def test_no_list_names_an_op_that_does_not_exist(monkeypatch: pytest.MonkeyPatch
         "bench.check": set(check.ROW_OPS),
         "bench.modules": set(modules._BUILDERS),
         "fuse(ops=)": {*engine.OPS, *(op.removeprefix("bare_") for op in engine.OPTIONAL_OPS)},
-        "fuse, whole modules": {entry.op for entry in whole.WHOLE.values()},
-        "fuse, functions": set(rewrite.FUSED_FUNCTIONS),
+        "fuse, patterns": set(patterns.PATTERNS),
     } | {provider.__name__: _table(provider, monkeypatch) for provider in (peers.Liger, peers.Quack, peers.FlagGems)}
     assert all(lists.values())
     assert not {where: names - REGISTRY.keys() for where, names in lists.items() if names - REGISTRY.keys()}

@@ -19,6 +19,7 @@ from .arguments import cast_all, check_linear, fits_linear
 from .cases import linear as cases
 from .gradients import add, linear_grads, times_derivative
 from .linear_launch import infer_launch, linear_bwd_launch, linear_launch
+from .linear_onnx import linear_onnx
 from .linear_reference import infer_reference, linear_bwd_reference, linear_eager, linear_reference, train_reference
 
 
@@ -168,6 +169,7 @@ SPEC = define(
         errors=cases.errors,
         bench=cases.BENCH,
         audit=cases.audit,
+        onnx=linear_onnx,
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd

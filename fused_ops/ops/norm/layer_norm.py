@@ -6,7 +6,7 @@ from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.arguments import FLOATS, refuse, require_device, require_float, require_shape, require_tensor
@@ -16,6 +16,7 @@ from ..._torch.library import define
 from ..._torch.spec import Backward, Op, Roles
 from .cases import layer_norm as cases
 from .layer_norm_launch import infer_launch, layer_norm_bwd_launch, layer_norm_launch
+from .layer_norm_onnx import layer_norm_onnx
 from .layer_norm_reference import differentiable_rows, layer_norm_bwd_reference, layer_norm_reference, train_reference
 
 
@@ -179,6 +180,8 @@ SPEC = define(
         errors=cases.errors,
         bench=cases.BENCH,
         audit=cases.audit,
+        onnx=layer_norm_onnx,
+        module=nn.LayerNorm,
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd

@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..._torch.arguments import FLOATS, normalize_dim, refuse, require_float, require_tensor
@@ -16,6 +16,7 @@ from ..._torch.library import define
 from ..._torch.spec import Backward, Op, Roles
 from .cases import softmax as cases
 from .softmax_launch import softmax_bwd_launch, softmax_launch
+from .softmax_onnx import softmax_onnx
 from .softmax_reference import softmax_bwd_reference, softmax_reference
 
 
@@ -122,6 +123,8 @@ SPEC = define(
         errors=cases.errors,
         bench=cases.BENCH,
         audit=cases.audit,
+        onnx=softmax_onnx,
+        module=nn.Softmax,
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd
