@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fused_ops._runtime.tables import source_hash
+from fused_ops._runtime.tuned_kernels import KERNELS, source_hash
 
 from .environment import ROOT, gpu_folder
 from .figures import rewritten
@@ -258,15 +258,18 @@ def _tuned(runs: Sequence[Results], done: Published) -> tuple[str, str] | None:
     for run in runs:
         if run.tuned is None:
             continue
-        if run.tuned["source"] != source_hash():
-            done.warnings.append(f"{run.source}: tuned.json: source: not that of the kernels as they are: not shipped")
-            continue
-        tables.append((run.tuned, run.machine["capability"]))
+        entries = [e for e in run.tuned["entries"] if e["kernel"] in KERNELS and e["source"] == source_hash(e["kernel"])]
+        if stale := len(run.tuned["entries"]) - len(entries):
+            done.warnings.append(
+                f"{run.source}: tuned.json: {stale} entries: source: not that of the kernels as they are: not shipped"
+            )
+        if entries:
+            tables.append((run.tuned | {"entries": entries}, run.machine["capability"]))
     if not tables:
         return None
     entries = {tuple(e[k] for k in ("kernel", "M", "N", "itemsize")): e for content, _ in tables for e in content["entries"]}
     last, capability = tables[-1]
-    whole = {**{k: last[k] for k in ("gpu", "triton", "source")}, "entries": list(entries.values())}
+    whole = {**{k: last[k] for k in ("gpu", "triton")}, "entries": list(entries.values())}
     return table_owner(last, capability).file_name, json.dumps(whole, indent=1) + "\n"
 
 

@@ -233,10 +233,9 @@ def _benchmark(where: str, text: str) -> dict[str, Any]:
 def check_tuned(where: str, text: str, machine: Mapping[str, Any]) -> dict[str, Any]:
     """A table of `fused-ops tune`, of this machine and with configurations that can launch, or FormatError."""
     table = _json(where, text)
-    _need(type(table) is dict and {"gpu", "triton", "source"} <= set(table), where, table, "a table of configurations")
+    _need(type(table) is dict and {"gpu", "triton"} <= set(table), where, table, "a table of configurations")
     for name in ("gpu", "triton"):
         _need(table[name] == machine[name], f"{where}: {name}", table[name], f"{machine[name]!r}, as in machine.json")
-    _need(bool(re.fullmatch(r"[0-9a-f]{64}", str(table["source"]))), f"{where}: source", table["source"], "a SHA-256")
     try:
         parse(text, table_owner(table, machine["capability"]))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -249,4 +248,4 @@ def table_owner(table: Mapping[str, Any], capability: str) -> Machine:
     version = re.match(r"(\d+)\.(\d+)", str(table["triton"]))
     major, minor = map(int, capability.split("."))
     clusters = version is not None and has_clusters((major, minor), (int(version[1]), int(version[2])))
-    return Machine(str(table["gpu"]), str(table["triton"]), str(table["source"]), clusters)
+    return Machine(str(table["gpu"]), str(table["triton"]), clusters)

@@ -15,8 +15,8 @@ from .compiled import Planned
 from .device import properties_of
 from .notices import warn_once
 from .plans import forget_plans, may_be_refused
+from .tuned_kernels import KERNELS
 
-CLUSTERED = ("softmax_fwd", "softmax_bwd", "layer_norm_fwd")  # the kernels that run as clusters
 _given_up: set[int] = set()
 
 
@@ -64,5 +64,6 @@ def check_cluster(kernel: str, config: RowConfig, clusters: bool) -> None:
             f"num_ctas: got {config.num_ctas}, allowed: 1, for a cluster takes a GPU of compute capability {gpus} and"
             f" Triton {major}.{minor} or later"
         )
-    if kernel not in CLUSTERED or config.chunked or config.block_m != 1:
-        raise ValueError(f"num_ctas: a cluster takes one whole row of {', '.join(CLUSTERED)}; got {kernel} with {config}")
+    if not KERNELS[kernel].clustered or config.chunked or config.block_m != 1:
+        known = ", ".join(name for name, tuned in KERNELS.items() if tuned.clustered)
+        raise ValueError(f"num_ctas: a cluster takes one whole row of {known}; got {kernel} with {config}")

@@ -1,14 +1,14 @@
 """Tuned configurations of the row kernels, which replace the chosen ones: shipped for a GPU, or the user's own.
 
-A table is a JSON file for one GPU, one Triton version and one hash of the kernels' source. The shipped tables are
-fused_ops/configs/*.json. `fused-ops tune` writes the user's, in a folder of the user cache that only the user can write. A
-table that is corrupt, or of another GPU, Triton or source, is ignored. Nothing is ever tuned inside a call.
+A table is a JSON file for one GPU and one Triton version. The shipped tables are fused_ops/configs/*.json. `fused-ops tune`
+writes the user's, in a folder of the user cache that only the user can write. A table that is corrupt, or of another GPU or
+Triton, is ignored; an entry that was measured on another source of its kernel is passed over. Nothing is ever tuned inside a
+call.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import re
@@ -22,14 +22,9 @@ from ..kernels.config import CLUSTER_CTAS, RowConfig, next_power_of_2
 from . import clusters as clusters_module
 from .plans import forget_plans
 from .settings import user_folder
+from .tuned_kernels import KERNELS, source_hash
 
 _PACKAGE = Path(__file__).parents[1]
-KERNELS = ("softmax_fwd", "softmax_bwd", "layer_norm_fwd", "layer_norm_bwd")
-SOURCES = (
-    "config", "reduce", "rows", "norm/layer_norm", "norm/layer_norm_bwd", "norm/layer_norm_cluster", "softmax/softmax",
-    "softmax/softmax_cluster", "softmax/softmax_packed",
-)  # fmt: skip
-VARIANTS = {"one_pass": KERNELS, "chunked": KERNELS, "packed": ("softmax_fwd", "softmax_bwd")}
 MAX_COLUMNS = 65536  # of a block, of each program of a cluster
 LIMITS = {
     "block_m": 4096, "block_n": MAX_COLUMNS * CLUSTER_CTAS, "num_warps": 32, "num_stages": 8, "num_ctas": CLUSTER_CTAS,
@@ -52,33 +47,25 @@ class Key:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a table is for: a GPU's name, Triton's version, and the hash of the kernels' source.
+    """What a table is for: a GPU's name and Triton's version.
 
     clusters: whether this GPU and Triton run clusters. It follows from the others and is not written to the table.
     """
 
     gpu: str
     triton: str
-    source: str
     clusters: bool = False
 
     @property
     def table_keys(self) -> dict[str, str]:
         """The fields that a table must repeat to be used on this machine."""
-        return {"gpu": self.gpu, "triton": self.triton, "source": self.source}
+        return {"gpu": self.gpu, "triton": self.triton}
 
     @property
     def file_name(self) -> str:
-        """The table's file name, different for every GPU, Triton version and kernel source."""
+        """The table's file name, different for every GPU and Triton version."""
         gpu = re.sub(r"[^a-z0-9]+", "_", self.gpu.lower()).strip("_")
-        return f"{gpu}-triton_{self.triton}-{self.source[:12]}.json"
-
-
-@functools.cache
-def source_hash() -> str:
-    """The hash of every kernel that a configuration is for. After a change to one, earlier measurements do not count."""
-    folder = _PACKAGE / "kernels"
-    return hashlib.sha256(b"\0".join((folder / f"{name}.py").read_bytes() for name in SOURCES)).hexdigest()
+        return f"{gpu}-triton_{self.triton}.json"
 
 
 @functools.cache
@@ -88,7 +75,7 @@ def machine(device: int) -> Machine:
     import triton
 
     clusters = clusters_module.can_cluster(device)
-    return Machine(torch.cuda.get_device_name(device), triton.__version__, source_hash(), clusters)
+    return Machine(torch.cuda.get_device_name(device), triton.__version__, clusters)
 
 
 def check_config(key: Key, config: RowConfig, clusters: bool = False) -> None:
@@ -98,7 +85,7 @@ def check_config(key: Key, config: RowConfig, clusters: bool = False) -> None:
     """
     for name, value in asdict(config).items():
         if name == "variant":
-            if value not in VARIANTS or key.kernel not in VARIANTS[value]:
+            if value not in KERNELS[key.kernel].variants:
                 raise ValueError(f"variant: got {value!r} for {key.kernel}")
         elif type(value) is not int or not 1 <= value <= LIMITS[name] or value & (value - 1):
             raise ValueError(f"{name}: got {value!r}, allowed: a power of two up to {LIMITS[name]}")
@@ -115,26 +102,38 @@ def check_config(key: Key, config: RowConfig, clusters: bool = False) -> None:
 
 
 def parse(text: str, owner: Machine) -> dict[Key, RowConfig]:
-    """The configurations of a table. Raises ValueError on anything but a table of owner with exactly the known keys."""
+    """The configurations of a table, those measured on another source of their kernel left out.
+
+    Raises ValueError on anything but a table of owner with exactly the known keys.
+    """
+    return {key: config for key, (config, _) in _entries(text, owner).items()}
+
+
+def _entries(text: str, owner: Machine) -> dict[Key, tuple[RowConfig, float]]:
+    """{key: (config, microseconds)} of a table, as `parse`."""
     table = json.loads(text)
-    if type(table) is not dict or set(table) != {"gpu", "triton", "source", "entries"} or type(table["entries"]) is not list:
+    if type(table) is not dict or set(table) != {"gpu", "triton", "entries"} or type(table["entries"]) is not list:
         raise ValueError("not a table of configurations")
     if {name: table[name] for name in owner.table_keys} != owner.table_keys:
-        raise ValueError("of another GPU, Triton version or kernel source")
-    configs: dict[Key, RowConfig] = {}
+        raise ValueError("of another GPU or Triton version")
+    found: dict[Key, tuple[RowConfig, float]] = {}
     for entry in table["entries"]:
-        if type(entry) is not dict or set(entry) != {"kernel", "M", "N", "itemsize", "microseconds", "config"}:
+        if type(entry) is not dict or set(entry) != {"kernel", "M", "N", "itemsize", "source", "microseconds", "config"}:
             raise ValueError(f"entry {entry!r}")
         key = Key(*(entry[name] for name in ("kernel", "M", "N", "itemsize")))
         sizes = (key.M, key.N, key.itemsize)
-        if key.kernel not in KERNELS or not all(type(n) is int and 0 < n < 2**31 for n in sizes) or key.M & (key.M - 1):
+        if not all(type(n) is int and 0 < n < 2**31 for n in sizes) or key.M & (key.M - 1):
+            raise ValueError(f"entry {entry!r}")
+        if type(key.kernel) is not str or not re.fullmatch(r"[0-9a-f]{64}", entry["source"]):
             raise ValueError(f"entry {entry!r}")
         if type(entry["config"]) is not dict or set(entry["config"]) != set(RowConfig.__dataclass_fields__):
             raise ValueError(f"config {entry['config']!r}")
+        if key.kernel not in KERNELS or entry["source"] != source_hash(key.kernel):
+            continue
         config = RowConfig(**entry["config"])
         check_config(key, config, owner.clusters)
-        configs[key] = config
-    return configs
+        found[key] = config, float(entry["microseconds"])
+    return found
 
 
 def _require_own(path: Path) -> None:
@@ -169,7 +168,10 @@ def save(owner: Machine, entries: dict[Key, tuple[RowConfig, float]]) -> Path:
     folder = user_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _require_own(folder)
-    rows = [{**asdict(k), "microseconds": time, "config": asdict(config)} for k, (config, time) in entries.items()]
+    rows = [
+        {**asdict(k), "source": source_hash(k.kernel), "microseconds": time, "config": asdict(config)}
+        for k, (config, time) in entries.items()
+    ]
     path = folder / owner.file_name
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
         json.dump({**owner.table_keys, "entries": rows}, file, indent=1)
@@ -184,12 +186,9 @@ def saved(owner: Machine) -> dict[Key, tuple[RowConfig, float]]:
         return {}
     try:
         _require_own(path)
-        text = path.read_text()
-        configs = parse(text, owner)
+        return _entries(path.read_text(), owner)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
-    times = [float(entry["microseconds"]) for entry in json.loads(text)["entries"]]
-    return {key: (config, time) for (key, config), time in zip(configs.items(), times)}
 
 
 _tables: dict[int, dict[Key, RowConfig]] = {}

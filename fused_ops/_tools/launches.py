@@ -233,7 +233,7 @@ def _tables_of(gpu: Gpu) -> Iterator[None]:
     import triton
 
     before = dict(tables._tables)
-    owner = tables.Machine(gpu.name, triton.__version__, tables.source_hash(), clusters.can_cluster(0))
+    owner = tables.Machine(gpu.name, triton.__version__, clusters.can_cluster(0))
     tables._tables[0] = tables.load(owner)
     try:
         yield

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from .._runtime.tables import Key, Machine, check_config, forget_tables, save, saved
+from .._runtime.tuned_kernels import KERNELS
 from ..kernels.config import CLUSTER_CTAS, RowConfig, next_power_of_2
 
 MIN_CLUSTERED = 32768  # columns of the shortest block that clusters are tried for
@@ -27,7 +28,7 @@ def candidates(key: Key, clusters: bool = False) -> list[RowConfig]:
         if key.itemsize == 2 and key.N >= 2048 and 8 <= values * block_n // (32 * warps) <= 128:
             found.append(RowConfig(1, block_n, warps, "packed"))
         if key.N > 8192 and warps >= 4:
-            rows = (1, 2, 4, 8) if key.kernel == "layer_norm_bwd" else (1,)
+            rows = KERNELS[key.kernel].chunk_rows
             found += [
                 RowConfig(m, n, warps, "chunked") for m in rows for n in (2048, 4096, 8192) if m * n // (32 * warps) <= 64
             ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._runtime import tables
 from .._runtime.launch import recorded
 from .._runtime.plans import forget_plans
+from .._runtime.tuned_kernels import KERNELS
 from .._torch.spec import REGISTRY
 from ..kernels.config import RowConfig, next_power_of_2
 from ..testing import assert_within_contract
@@ -38,7 +39,7 @@ VALUABLE = (  # (op, M, N): the shapes whose configurations matter most, the fir
 
 def all_keys(itemsizes: Iterable[int] = tuple(BY_ITEMSIZE)) -> list[tables.Key]:
     """The keys of every benchmark shape for elements of so many bytes: those of VALUABLE first, in its order."""
-    shapes: dict[str, set[tuple[int, int]]] = {kernel: set() for kernel in tables.KERNELS}
+    shapes: dict[str, set[tuple[int, int]]] = {kernel: set() for kernel in KERNELS}
     for op in ("softmax", "layer_norm"):
         for case in REGISTRY[op].bench.cases():
             M, N = case.shape

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .._runtime.backend import implementation
+from .._runtime.tuned_kernels import add_kernel
 from .compile import add_op, register_inlining
 from .spec import REGISTRY, Op
 
@@ -29,6 +30,8 @@ def define(spec: Op) -> Op:
             LIBRARY.impl(raw.name, implementation(raw.name, raw.reference, raw.launch, device), device.upper())
         torch.library.register_fake(f"fused_ops::{raw.name}", raw.reference, lib=LIBRARY)
         register_inlining(LIBRARY, raw.name, raw.launch)
+        if raw.tuned is not None:
+            add_kernel(raw.name, raw.tuned)
     REGISTRY[spec.name] = spec
     add_op(spec.name)
     return spec

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._runtime.tuned_kernels import Tuned
+
 REGISTRY: dict[str, Op] = {}
 
 
@@ -115,7 +117,7 @@ class Roles:
 class Backward:
     """The backward as its own op: schema, ATen reference, kernel launcher, its contract bound, and the roles of its tensors.
 
-    roles: a Roles, or a function from the operator's arguments to one.
+    roles: a Roles, or a function from the operator's arguments to one. tuned: as Op's, for the backward's kernel.
     """
 
     schema: str
@@ -123,6 +125,7 @@ class Backward:
     launch: Callable[..., Any]
     bound: Callable[..., tuple[Expected | None, ...]]
     roles: Roles | Callable[..., Roles]
+    tuned: Tuned | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class Raw:
     launch: Callable[..., Any]
     bound: Callable[..., tuple[Expected | None, ...]]
     roles: Roles | Callable[..., Roles]
+    tuned: Tuned | None
     forward: bool
 
     @property
@@ -158,7 +162,8 @@ class Op:
 
     None where an op has none: onnx, called with (a builder of ONNX operators, their opset), returns the function that
     torch.onnx calls in place of the raw forward operator; it raises ValueError for what ONNX cannot say. module: the torch.nn
-    class whose whole forward is this op; `fuse` puts its subclass from fused_ops.nn in its place.
+    class whose whole forward is this op; `fuse` puts its subclass from fused_ops.nn in its place. tuned: what `fused-ops tune`
+    may choose for the forward's kernel.
     """
 
     name: str
@@ -176,6 +181,7 @@ class Op:
     audit: Callable[[tuple[int, int]], Iterator[AuditCase]]
     onnx: Callable[[Any, int], Callable[..., Any]] | None = None
     module: type[nn.Module] | None = None
+    tuned: Tuned | None = None
 
     @property
     def trains(self) -> bool:
@@ -185,10 +191,14 @@ class Op:
     @property
     def raw(self) -> tuple[Raw, ...]:
         """The raw operators: the forward and, where the op has gradients, the backward."""
-        forward = Raw(f"{self.name}_fwd", self.schema, self.reference, self.launch, self.bound, self.roles, forward=True)
+        forward = Raw(
+            f"{self.name}_fwd", self.schema, self.reference, self.launch, self.bound, self.roles, self.tuned, forward=True
+        )
         if (back := self.backward) is None:
             return (forward,)
-        return forward, Raw(f"{self.name}_bwd", back.schema, back.reference, back.launch, back.bound, back.roles, forward=False)
+        return forward, Raw(
+            f"{self.name}_bwd", back.schema, back.reference, back.launch, back.bound, back.roles, back.tuned, forward=False
+        )
 
     @property
     def fwd(self) -> Any:

@@ -248,14 +248,18 @@ def test_the_tuned_table_is_one_that_is_loaded(root: Path, tmp_path: Path, monke
     publish(runs, root)
     monkeypatch.setattr(tables, "_PACKAGE", root / "fused_ops")
     monkeypatch.setattr(tables, "user_folder", lambda: tmp_path / "none")
-    loaded = tables.load(tables.Machine(H100, "3.6.0", tables.source_hash()))
+    loaded = tables.load(tables.Machine(H100, "3.6.0"))
     assert {key.N: config.num_warps for key, config in loaded.items()} == {4096: 16, 8192: 8}
 
 
 def test_a_table_of_other_kernels_is_not_shipped(root: Path, tmp_path: Path) -> None:
-    done = publish([write_run(tmp_path / "a", tuned=TUNED | {"source": "0" * 64})], root)
-    assert any("tuned.json: source: not that of the kernels" in warning for warning in done.warnings)
+    stale = ENTRY | {"N": 8192, "source": "0" * 64, "config": CONFIG | {"block_n": 8192}}
+    done = publish([write_run(tmp_path / "a", tuned=TUNED | {"entries": [stale]})], root)
+    assert any("tuned.json: 1 entries: source: not that of the kernels" in warning for warning in done.warnings)
     assert not (root / "fused_ops" / "configs").exists()
+    publish([write_run(tmp_path / "b", tuned=TUNED | {"entries": [stale, ENTRY]}, **LATER)], root, add=True)
+    (shipped,) = (root / "fused_ops" / "configs").iterdir()
+    assert json.loads(shipped.read_text())["entries"] == [ENTRY]
 
 
 def test_readmes_figures_are_rewritten_between_the_markers(root: Path, tmp_path: Path) -> None:

@@ -18,12 +18,20 @@ from bench.environment import gpu_folder
 from bench.record import COLUMNS
 from bench.results_format import ARCHIVE, FILES, FormatError, machine_record, pack, write_machine
 from bench.results_load import load
-from fused_ops._runtime.tables import source_hash
+from fused_ops._runtime.tuned_kernels import source_hash
 from tests.bench.synthetic import H100, MACHINE, write_run
 
 CONFIG = {"block_m": 1, "block_n": 4096, "num_warps": 8, "variant": "one_pass", "num_stages": 1, "num_ctas": 1}
-ENTRY = {"kernel": "softmax_fwd", "M": 4096, "N": 4096, "itemsize": 2, "microseconds": 20.0, "config": CONFIG}
-TUNED = {"gpu": H100, "triton": "3.6.0", "source": source_hash(), "entries": [ENTRY]}
+ENTRY = {
+    "kernel": "softmax_fwd",
+    "M": 4096,
+    "N": 4096,
+    "itemsize": 2,
+    "microseconds": 20.0,
+    "config": CONFIG,
+    "source": source_hash("softmax_fwd"),
+}
+TUNED = {"gpu": H100, "triton": "3.6.0", "entries": [ENTRY]}
 
 
 @pytest.fixture
@@ -189,9 +197,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "benchmark with the host": (_text("benchmark.json", '"node": ""', '"node": "me"'), r"benchmark\.json: machine_info: node"),
     "tuned for another GPU": (_tuned(gpu="NVIDIA H200"), r"tuned\.json: gpu: got 'NVIDIA H200'"),
     "tuned for another Triton": (_tuned(triton="3.7.0"), r"tuned\.json: triton"),
-    "tuned source": (_tuned(source="../x"), r"tuned\.json: source"),
+    "tuned source": (_tuned(entries=[ENTRY | {"source": "../x"}]), r"tuned\.json: entries"),
     "tuned unknown field": (_tuned(more=1), r"tuned\.json: entries: not a table"),
-    "tuned entry": (_tuned(entries=[ENTRY | {"kernel": "matmul"}]), r"tuned\.json: entries"),
+    "tuned entry": (_tuned(entries=[ENTRY | {"kernel": 1}]), r"tuned\.json: entries"),
     "tuned config": (_tuned(entries=[ENTRY | {"config": CONFIG | {"num_warps": 3}}]), r"tuned\.json: entries: num_warps"),
     "tuned cluster": (_tuned(entries=[ENTRY | {"config": CONFIG | {"num_ctas": 8}}]), r"tuned\.json: entries: num_ctas"),
     "summary no text": (lambda run: (run / "summary.md").write_bytes(b"\xff") and None, r"summary\.md: no UTF-8"),

@@ -16,6 +16,7 @@ from fused_ops import REGISTRY
 from fused_ops._runtime import clusters as clusters_module
 from fused_ops._runtime import tables
 from fused_ops._runtime.launch import recorded
+from fused_ops._runtime.tuned_kernels import KERNELS
 from fused_ops.kernels.config import RowConfig, next_power_of_2
 from fused_ops.testing import ContractMode, Expected, assert_within_contract
 from tests.gpu.hold import DTYPE_IDS, DTYPES, HELD_BYTES, hold
@@ -67,6 +68,9 @@ def test_row_length(op: str, dtype: torch.dtype, layout: str, N: int) -> None:
     hold(REGISTRY[op], args, kwargs)
 
 
+CLUSTERED = [name for name, tuned in KERNELS.items() if tuned.clustered]
+
+
 @pytest.fixture
 def clusters() -> Iterator[Callable[[int, int, str], None]]:
     """clusters(N, num_ctas, variant): rows of N run as clusters in every kernel that can, until the test ends."""
@@ -75,13 +79,13 @@ def clusters() -> Iterator[Callable[[int, int, str], None]]:
 
     def force(N: int, num_ctas: int, variant: str) -> None:
         block_n = next_power_of_2(N)
-        for kernel in clusters_module.CLUSTERED if variant == "one_pass" else ("softmax_fwd", "softmax_bwd"):
+        for kernel in CLUSTERED if variant == "one_pass" else ("softmax_fwd", "softmax_bwd"):
             per_thread = 16 if kernel.endswith("bwd") and variant == "one_pass" else 32
             num_warps = min(32, max(4, block_n // (num_ctas * 32 * per_thread)))
             tables.force(kernel, RowConfig(1, block_n, num_warps, variant, num_ctas=num_ctas))
 
     yield force
-    for kernel in clusters_module.CLUSTERED:
+    for kernel in CLUSTERED:
         tables.force(kernel, None)
 
 

@@ -11,6 +11,7 @@ from fused_ops import REGISTRY
 from fused_ops._runtime import clusters, settings, tables
 from fused_ops._runtime import launch as launch_module
 from fused_ops._runtime.plans import forget_plans
+from fused_ops._runtime.tuned_kernels import KERNELS
 from fused_ops._tools import tune_measure
 from fused_ops.kernels import rows
 from fused_ops.kernels.config import RowConfig
@@ -82,7 +83,7 @@ def test_alignment_of_rows() -> None:
     assert rows.row_vectors(513, 4, 1, (513, 513)) == (4, True, True)
 
 
-@pytest.mark.parametrize("kernel", tables.KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_tuning_measures_what_it_forces_and_refuses_what_is_wrong(
@@ -99,7 +100,7 @@ def test_tuning_measures_what_it_forces_and_refuses_what_is_wrong(
         return False
 
     monkeypatch.setattr(launch_module, "_recorder", spy)
-    for wanted in (config, other, cluster) if kernel in clusters.CLUSTERED else (config, other):
+    for wanted in (config, other, cluster) if KERNELS[kernel].clustered else (config, other):
         launched.clear()
         assert tune_measure.measure(key, wanted, "cpu", lambda call: (call(), 0.002)[1]) == 2.0
         seen = {(k["BLOCK_N"], k["num_warps"], k.get("num_ctas", 1)) for k in launched if "VEC" in k}

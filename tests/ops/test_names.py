@@ -11,7 +11,7 @@ import torch
 from bench import check, goals, modules
 from bench.providers import peers
 from fused_ops._fuse import engine, patterns
-from fused_ops._runtime import clusters, tables
+from fused_ops._runtime.tuned_kernels import KERNELS
 from fused_ops._torch.spec import REGISTRY, Op
 
 OPERATORS = {raw.name for op in REGISTRY.values() for raw in op.raw}
@@ -62,8 +62,7 @@ def test_no_list_names_an_op_that_does_not_exist(monkeypatch: pytest.MonkeyPatch
 
 def test_no_table_names_an_operator_that_does_not_exist() -> None:
     lists = {
-        "tuned": set(tables.KERNELS),
-        "clusters": set(clusters.CLUSTERED),
+        "tuned": set(KERNELS),
     }
     assert all(lists.values())
     assert not {where: names - OPERATORS for where, names in lists.items() if names - OPERATORS}

@@ -167,8 +167,8 @@ def _clusters(few: bool) -> None:
     """Calls of the launchers with rows of clusters, forced."""
     import torch
 
-    from fused_ops._runtime import clusters as clusters_module
     from fused_ops._runtime import tables
+    from fused_ops._runtime.tuned_kernels import KERNELS
     from fused_ops.kernels.config import RowConfig
     from fused_ops.ops.norm.layer_norm_launch import layer_norm_launch
     from fused_ops.ops.softmax.softmax_launch import softmax_bwd_launch, softmax_launch
@@ -182,7 +182,7 @@ def _clusters(few: bool) -> None:
                 x = torch.randn(3, N).to(torch.bfloat16)
                 layer_norm_launch(x, x[0], None, 1e-5)
                 softmax_bwd_launch(x, softmax_launch(x, 1, None), 1, x.dtype)
-    for kernel in clusters_module.CLUSTERED:
+    for kernel in KERNELS:
         tables.force(kernel, None)
 
 

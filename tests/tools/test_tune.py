@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import pytest
 
 import fused_ops
-from fused_ops._runtime import tables
+from fused_ops._runtime import tables, tuned_kernels
 from fused_ops._runtime.tables import Key, Machine
+from fused_ops._runtime.tuned_kernels import KERNELS, source_hash
 from fused_ops._tools import tune, tune_measure
 from fused_ops.kernels.config import RowConfig
 from tests import process
 
-OWNER = Machine("NVIDIA Test 80GB", "3.9.0", "0" * 64)
+OWNER = Machine("NVIDIA Test 80GB", "3.9.0")
 CLUSTERS = dataclasses.replace(OWNER, clusters=True)
 KEY = Key("softmax_fwd", 4096, 1000, 2)
 CONFIG = RowConfig(1, 1024, 4)
@@ -33,8 +35,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _table(**changes: Any) -> dict[str, Any]:
-    entry = {**dataclasses.asdict(KEY), "microseconds": 5.0, "config": dataclasses.asdict(CONFIG)}
-    return {**dataclasses.asdict(OWNER), "entries": [entry], **changes}
+    entry = {
+        **dataclasses.asdict(KEY),
+        "source": source_hash(KEY.kernel),
+        "microseconds": 5.0,
+        "config": dataclasses.asdict(CONFIG),
+    }
+    return {**OWNER.table_keys, "entries": [entry], **changes}
 
 
 def test_a_saved_table_is_loaded(folder: Path) -> None:
@@ -57,10 +64,10 @@ def _config(**changes: Any) -> dict[str, Any]:
     "table",
     [
         [], {}, "x", None, _table(extra=1), _table(entries={}), _table(gpu="another"), _table(triton="3.6.0"), _table(source="1" * 64),
-        _entry(kernel="softmax"), _entry(M=4095), _entry(N=-1), _entry(N=True), _entry(itemsize="2"), _entry(config=[]), _entry(more=1),
+        _entry(kernel=1), _entry(source="1"), _entry(source=1), _entry(microseconds="fast"), _entry(M=4095), _entry(N=-1), _entry(N=True), _entry(itemsize="2"), _entry(config=[]), _entry(more=1),
         _config(block_n=512), _config(block_n=1000), _config(num_warps=3), _config(num_warps=64), _config(num_warps=True),
         _config(num_stages=0), _config(variant="fast"), _config(block_m=0), _config(block_m=8192), _config(num_ctas=2), _config(extra=1),
-        _entry(kernel="layer_norm_fwd", config=dataclasses.asdict(RowConfig(1, 1024, 4, "packed"))),
+        _entry(kernel="layer_norm_fwd", source=source_hash("layer_norm_fwd"), config=dataclasses.asdict(RowConfig(1, 1024, 4, "packed"))),
         _entry(itemsize=4, config=dataclasses.asdict(RowConfig(1, 1024, 4, "packed"))),
         _entry(N=65536, config=dataclasses.asdict(RowConfig(64, 65536, 4))),
     ],
@@ -135,7 +142,7 @@ def test_a_cluster_is_believed_only_where_it_can_run(folder: Path) -> None:
     cluster = RowConfig(1, 131072, 16, "packed", num_ctas=8)
     path = tables.save(CLUSTERS, {long: (cluster, 5.0)})
     assert tables.load(CLUSTERS) == {long: cluster}
-    assert set(json.loads(path.read_text())) == {"gpu", "triton", "source", "entries"}
+    assert set(json.loads(path.read_text())) == {"gpu", "triton", "entries"}
     with pytest.warns(UserWarning, match=r"num_ctas: got 8, allowed: 1.*compute capability 9 or 10.*Triton 3\.8"):
         assert tables.load(OWNER) == {}
 
@@ -171,7 +178,7 @@ def test_tuning_tries_clusters_where_they_are() -> None:
 
 def test_every_candidate_is_valid_and_there_are_some() -> None:
     keys = tune_measure.all_keys()
-    assert {key.kernel for key in keys} == set(tables.KERNELS)
+    assert {key.kernel for key in keys} == set(KERNELS)
     for key in keys:
         for clusters in (False, True):
             found = tune.candidates(key, clusters)
@@ -180,17 +187,41 @@ def test_every_candidate_is_valid_and_there_are_some() -> None:
                 tables.check_config(key, config, clusters)
 
 
-def test_the_source_hash_covers_every_module_the_row_kernels_use() -> None:
+@pytest.mark.parametrize("changed", ["1" * 64, None], ids=["of another source", "of a kernel that is no more"])
+def test_an_entry_of_another_source_is_passed_over_and_the_others_count(folder: Path, changed: str | None) -> None:
+    other = _table()["entries"][0] | ({"kernel": "softmax_fwd_of_old"} if changed is None else {"source": changed, "N": 900})
+    folder.mkdir(mode=0o700)
+    (folder / OWNER.file_name).write_text(json.dumps(_table(entries=[other, *_table()["entries"]])))
+    assert tables.load(OWNER) == {KEY: CONFIG}
+    assert tables.saved(OWNER) == {KEY: (CONFIG, 5.0)}
+
+
+def test_a_change_to_one_kernel_keeps_the_measurements_of_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = {name: source_hash(name) for name in KERNELS}
+    changed = tmp_path / "kernels"
+    shutil.copytree(Path(fused_ops.__file__).parent / "kernels", changed)
+    (changed / "norm" / "layer_norm_bwd.py").write_text("# another\n")
+    monkeypatch.setattr(tuned_kernels, "_FOLDER", changed)
+    source_hash.cache_clear()
+    try:
+        assert {name for name in KERNELS if source_hash(name) != before[name]} == {"layer_norm_bwd"}
+    finally:
+        source_hash.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", list(KERNELS))
+def test_the_source_hash_covers_every_module_the_row_kernels_use(kernel: str) -> None:
     folder = Path(fused_ops.__file__).parent / "kernels"
     used = set()
-    for name in tables.SOURCES:
+    sources = {*tuned_kernels.SHARED, *KERNELS[kernel].sources}
+    for name in sources:
         here = Path(name).parent
         for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
             if isinstance(node, ast.ImportFrom) and node.level:
                 home = here if node.level == 1 else here.parent
                 modules = [node.module.replace(".", "/")] if node.module else [alias.name for alias in node.names]
                 used |= {(home / module).as_posix() for module in modules}
-    assert {"config", "rows"} <= used <= set(tables.SOURCES)
+    assert {"config", "rows"} <= used <= sources
 
 
 def test_without_a_gpu_tune_says_so_and_fails() -> None:

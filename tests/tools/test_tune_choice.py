@@ -19,7 +19,7 @@ from fused_ops._tools.launches import Gpu
 from fused_ops.export.cli import app
 from fused_ops.kernels.config import RowConfig, has_clusters
 
-OWNER = Machine("NVIDIA Test 80GB", "3.9.0", "0" * 64)
+OWNER = Machine("NVIDIA Test 80GB", "3.9.0")
 KEY = Key("softmax_fwd", 4096, 1000, 2)
 CONFIG = RowConfig(1, 1024, 4)
 H100 = Gpu("NVIDIA Test 80GB", (9, 0), 132)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from ..._runtime.tuned_kernels import Tuned
 from ..._torch.arguments import FLOATS, refuse, require_device, require_float, require_shape, require_tensor
 from ..._torch.autograd import autocasts_to_fp32, differentiable_backward, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
@@ -175,6 +176,7 @@ SPEC = define(
             launch=layer_norm_bwd_launch,
             bound=cases.bwd_bound,
             roles=Roles("x x v s s - - - -", "x5 v6 v7"),
+            tuned=Tuned(("norm/layer_norm_bwd",), ("one_pass", "chunked"), chunk_rows=(1, 2, 4, 8)),
         ),
         samples=cases.samples,
         errors=cases.errors,
@@ -182,6 +184,7 @@ SPEC = define(
         audit=cases.audit,
         onnx=layer_norm_onnx,
         module=nn.LayerNorm,
+        tuned=Tuned(("norm/layer_norm", "norm/layer_norm_cluster"), ("one_pass", "chunked"), clustered=True),
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from ..._runtime.tuned_kernels import Tuned
 from ..._torch.arguments import FLOATS, normalize_dim, refuse, require_float, require_tensor
 from ..._torch.autograd import autocasts_to_fp32, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
@@ -102,6 +103,8 @@ def _fused_softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor
 torch.jit._builtins._register_builtin(fused_softmax, "aten::softmax")
 
 
+_SOURCES = ("softmax/softmax", "softmax/softmax_cluster", "softmax/softmax_packed")
+_TUNED = Tuned(_SOURCES, ("one_pass", "chunked", "packed"), clustered=True)  # forward and backward alike
 SPEC = define(
     Op(
         name="softmax",
@@ -118,6 +121,7 @@ SPEC = define(
             launch=softmax_bwd_launch,
             bound=cases.bwd_bound,
             roles=Roles("x x - -", "x", dim=2),
+            tuned=_TUNED,
         ),
         samples=cases.samples,
         errors=cases.errors,
@@ -125,6 +129,7 @@ SPEC = define(
         audit=cases.audit,
         onnx=softmax_onnx,
         module=nn.Softmax,
+        tuned=_TUNED,
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd
