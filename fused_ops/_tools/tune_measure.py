@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._runtime import tables
 from .._runtime.launch import recorded
 from .._runtime.plans import forget_plans
-from .._runtime.tuned_kernels import KERNELS
-from .._torch.spec import REGISTRY
+from .._torch.spec import REGISTRY, Op, Raw
 from ..kernels.config import RowConfig, next_power_of_2
 from ..testing import assert_within_contract
 from .launches import DEVICE
@@ -28,31 +28,40 @@ BY_ITEMSIZE = {2: torch.bfloat16, 4: torch.float32}
 CHECKED_ROWS = 32  # a multiple of 16, as most numbers of rows: so the check compiles nothing of its own
 CLOCKS_SECONDS = 0.02  # of work before a key is measured: an idle GPU's clocks are low
 
-VALUABLE = (  # (op, M, N): the shapes whose configurations matter most, the first first
-    ("softmax", 4096, 4096), ("layer_norm", 8192, 4096), ("layer_norm", 16384, 768), ("softmax", 262144, 512),
-    ("softmax", 8192, 50257), ("layer_norm", 4096, 16384), ("softmax", 4096, 8192), ("softmax", 4096, 32768),
-    ("layer_norm", 8192, 8192), ("layer_norm", 8192, 1024), ("softmax", 262144, 197), ("softmax", 8192, 65536),
-    ("softmax", 4096, 128256), ("layer_norm", 2048, 32768), ("layer_norm", 2048, 65536), ("softmax", 256, 4096),
-    ("layer_norm", 256, 4096),
-)  # fmt: skip
+
+def headline_shapes() -> list[tuple[str, int, int]]:
+    """(op, M, N) of every op's headline cases, as keys have them: the shapes that matter most, the first first."""
+    ranked = [(headline, op) for op in REGISTRY.values() for headline in op.bench.headline]
+    ranked.sort(key=lambda pair: pair[0].rank)
+    shapes = [(op, op.bench.shapes[case]) for headline, op in ranked if _tuned(op) for case in headline.cases]
+    return list(dict.fromkeys((op.name, next_power_of_2(M), N) for op, (M, N) in shapes))
+
+
+def _tuned(op: Op) -> list[Raw]:
+    """The raw operators of an op whose kernels are tuned."""
+    return [raw for raw in op.raw if raw.tuned is not None]
+
+
+def _operator(key: tables.Key) -> tuple[Op, Raw]:
+    """The op of a key, and its raw operator."""
+    return next((op, raw) for op in REGISTRY.values() for raw in op.raw if raw.name == key.kernel)
 
 
 def all_keys(itemsizes: Iterable[int] = tuple(BY_ITEMSIZE)) -> list[tables.Key]:
-    """The keys of every benchmark shape for elements of so many bytes: those of VALUABLE first, in its order."""
-    shapes: dict[str, set[tuple[int, int]]] = {kernel: set() for kernel in KERNELS}
-    for op in ("softmax", "layer_norm"):
-        for case in REGISTRY[op].bench.cases():
-            M, N = case.shape
-            for kernel in (f"{op}_fwd", f"{op}_bwd"):
-                shapes[kernel].add((next_power_of_2(M), N))
-    keys = [tables.Key(kernel, M, N, size) for size in itemsizes for kernel in shapes for M, N in sorted(shapes[kernel])]
-    return sorted(keys, key=_value)
+    """The keys of every benchmark shape for elements of so many bytes: those of headline cases first, by their rank."""
+    kernels = {
+        raw.name: sorted({(next_power_of_2(M), N) for M, N in op.bench.shapes.values()})  # type: ignore[misc]
+        for op in REGISTRY.values() for raw in _tuned(op)
+    }  # fmt: skip
+    keys = [tables.Key(kernel, M, N, size) for size in itemsizes for kernel, shapes in kernels.items() for M, N in shapes]
+    places = {shape: i for i, shape in enumerate(headline_shapes())}
 
+    def value(key: tables.Key) -> tuple[int, int, bool]:
+        op, raw = _operator(key)
+        place = places.get((op.name, key.M, key.N), len(places))
+        return list(BY_ITEMSIZE).index(key.itemsize), place, place < len(places) and not raw.forward
 
-def _value(key: tables.Key) -> tuple[int, int, bool]:
-    shape = (key.kernel[:-4], key.M, key.N)
-    place = VALUABLE.index(shape) if shape in VALUABLE else len(VALUABLE)
-    return list(BY_ITEMSIZE).index(key.itemsize), place, place < len(VALUABLE) and key.kernel.endswith("bwd")
+    return sorted(keys, key=value)
 
 
 def parse_dtypes(names: Sequence[str]) -> dict[int, torch.dtype]:
@@ -76,7 +85,7 @@ def name_of(key: tables.Key, dtypes: dict[int, torch.dtype]) -> str:
 def select(keys: list[tables.Key], dtypes: dict[int, torch.dtype], patterns: Sequence[str]) -> list[tables.Key]:
     """The keys that one of the patterns finds, in their order; all of them without a pattern.
 
-    A pattern is a regular expression over `name_of`, or "headline", the keys of VALUABLE. Several may be separated by commas.
+    A pattern is a regular expression over `name_of`, or "headline", the keys of headline cases. Several may be separated by commas.
     Raises ValueError where one finds nothing.
     """
     found: set[tables.Key] = set()
@@ -87,7 +96,8 @@ def select(keys: list[tables.Key], dtypes: dict[int, torch.dtype], patterns: Seq
         except re.error as error:
             raise ValueError(f"got {pattern!r}, allowed: a regular expression ({error})") from None
         if pattern == "headline":
-            matched = {key for key in keys if (key.kernel[:-4], key.M, key.N) in VALUABLE}
+            shapes = headline_shapes()
+            matched = {key for key in keys if (_operator(key)[0].name, key.M, key.N) in shapes}
         else:
             matched = {key for key in keys if search(name_of(key, dtypes))}
         if not matched or not pattern:
@@ -98,25 +108,55 @@ def select(keys: list[tables.Key], dtypes: dict[int, torch.dtype], patterns: Seq
     return [key for key in keys if not asked or key in found]
 
 
+class _FoundError(Exception):
+    """The raw operator that was looked for was called: with args."""
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.found = args
+
+
+class _Until(TorchDispatchMode):
+    """Raises _FoundError at one raw operator; the others run their references."""
+
+    def __init__(self, wanted: Raw) -> None:
+        super().__init__()
+        self.wanted = wanted.overload
+        self.references = {raw.overload: raw.reference for op in REGISTRY.values() for raw in op.raw}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is self.wanted:
+            raise _FoundError(tuple(a.detach() if isinstance(a, Tensor) else a for a in args))
+        return self.references.get(func, func)(*args, **(kwargs or {}))
+
+
 def arguments(key: tables.Key, device: str, rows: int | None = None, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
-    """The raw operator's arguments for key, or for fewer rows."""
-    dtype = dtype or BY_ITEMSIZE[key.itemsize]
+    """The raw operator's arguments for key, or for fewer rows: those that the public function calls it with.
+
+    The call must go by the dispatcher: in `launches.listed`, with dispatched.
+    """
+    op, raw = _operator(key)
     shape = (key.M if rows is None else min(key.M, rows), key.N)
-    x = torch.randn(shape, device=device, dtype=torch.float32).to(dtype)
-    if key.kernel == "softmax_fwd":
-        return x, 1, None
-    if key.kernel == "softmax_bwd":
-        return torch.randn(shape, device=device).to(dtype), torch.softmax(x, 1), 1, dtype
-    w, b = torch.randn(2, key.N, device=device).to(dtype)
-    if key.kernel == "layer_norm_fwd":
-        return x, w.clone(), b.clone(), 1e-5
-    variance, mean = torch.var_mean(x.float(), 1, correction=0)
-    return x.flip(0), x, w.clone(), mean, torch.rsqrt(variance + 1e-5), True, True, True, dtype
+    args, kwargs = op.bench.make(device, shape, dtype or BY_ITEMSIZE[key.itemsize], None)
+    if not raw.forward:
+        args = tuple(a.requires_grad_() if isinstance(a, Tensor) else a for a in map(_detached, args))
+    try:
+        with torch.set_grad_enabled(not raw.forward), _Until(raw):
+            out = op.public(*args, **kwargs)
+            first = out if isinstance(out, Tensor) else out[0]
+            first.backward(torch.randn_like(first))
+    except _FoundError as error:
+        return error.found
+    raise RuntimeError(f"{op.public.__name__} calls no {raw.name}")
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def launcher(key: tables.Key) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(launcher, contract bound) of key's raw operator."""
-    raw = next(raw for raw in REGISTRY[key.kernel[:-4]].raw if raw.name == key.kernel)
+    _, raw = _operator(key)
     return raw.launch, raw.bound
 
 
@@ -239,7 +279,7 @@ def candidate_calls(keys: Iterable[tables.Key], dtypes: dict[int, torch.dtype], 
                 for args in sets:
                     launch(*args)
 
-    return [Call(name_of(key, dtypes), functools.partial(run, key)) for key in keys]
+    return [Call(name_of(key, dtypes), functools.partial(run, key), dispatched=True) for key in keys]
 
 
 def _raise_clocks(function: Callable[[], Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,13 +58,47 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What is measured of an op: benchmark shapes, each one's least bytes and FLOPs (forward, backward), eager baselines."""
+class Headline:
+    """Benchmark cases that are measured, tuned and shown before others.
 
-    cases: Callable[[], Iterator[Case]]
+    rank: their place among those of all ops, 1 first. cases: names. passes: "fwd", "train_fwd", "bwd" or "fwd+bwd", kernel
+    time; with ":wall" the wall time of a call. dtype: of the cases.
+    """
+
+    rank: int
+    cases: tuple[str, ...]
+    passes: tuple[str, ...]
+    dtype: torch.dtype = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured of an op.
+
+    make: called with (device, shape, dtype, variant), gives the (args, kwargs) of the public function. shapes: by name.
+    variants: activations; a case is named <shape>_<variant>, or <shape> where there are none. bytes, flops: a case's least
+    bytes and FLOPs, (forward, backward). headline: the cases that matter most. baselines: what it is compared with.
+    """
+
+    make: Callable[[str, Any, torch.dtype, str | None], tuple[tuple[Any, ...], dict[str, Any]]]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: tuple[torch.dtype, ...]
     bytes: Callable[[Case], tuple[int, int]]
     flops: Callable[[Case], tuple[int, int]]
     baselines: dict[str, Callable[..., Any]]
+    headline: tuple[Headline, ...]
+    variants: tuple[str | None, ...] = ()
+
+    def cases(self) -> Iterator[Case]:
+        """Every shape in every dtype and variant."""
+        for name, shape in self.shapes.items():
+            for dtype in self.dtypes:
+                for variant in self.variants or (None,):
+                    case = f"{name}_{variant}" if self.variants else name
+                    yield Case(case, dtype, shape, functools.partial(self._made, shape, dtype, variant))
+
+    def _made(self, shape: Any, dtype: torch.dtype, variant: str | None, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self.make(device, shape, dtype, variant)
 
 
 @dataclass(frozen=True)

@@ -60,3 +60,11 @@ def test_registered(spec: Op) -> None:
 def test_defined_once() -> None:
     with pytest.raises(ValueError, match="defined twice"):
         define(REGISTRY["softmax"])
+
+
+def test_headlines_name_cases_and_no_two_have_one_rank() -> None:
+    ranks = [headline.rank for op in REGISTRY.values() for headline in op.bench.headline]
+    assert len(set(ranks)) == len(ranks) > 10
+    for op in REGISTRY.values():
+        known = {(case.name, case.dtype) for case in op.bench.cases()}
+        assert {(case, headline.dtype) for headline in op.bench.headline for case in headline.cases} <= known

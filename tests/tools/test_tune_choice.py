@@ -119,8 +119,12 @@ def test_an_error_after_which_the_gpu_answers_no_more_is_a_lost_context(monkeypa
 
 def test_the_most_valuable_keys_come_first() -> None:
     keys = tune_measure.all_keys()
-    first = [(key.kernel[:-4], key.M, key.N) for key in keys[: 2 * len(tune_measure.VALUABLE)]]
-    assert first[::2] == first[1::2] == list(tune_measure.VALUABLE), "each is a benchmark shape, forward then backward"
+    headline = tune_measure.headline_shapes()
+    first = [(key.kernel[:-4], key.M, key.N) for key in keys[: 2 * len(headline)]]
+    assert first[::2] == first[1::2] == headline, "each is a benchmark shape, forward then backward"
+    assert headline[:4] == [
+        ("softmax", 4096, 4096), ("softmax", 262144, 512), ("softmax", 8192, 50257), ("layer_norm", 8192, 4096)
+    ]  # fmt: skip
     assert {key.itemsize for key in keys[: len(keys) // 2]} == {2}
     assert len(keys) == len(set(keys))
 
@@ -129,7 +133,7 @@ def test_every_key_has_a_heuristic_configuration_that_a_table_takes(monkeypatch:
     """What tuning compares with, on fake tensors of an H100."""
     keys = tune_measure.select(tune_measure.all_keys(), tune_measure.BY_ITEMSIZE, ["headline"])
     clusters = has_clusters(H100.capability, triton_version()[1])
-    with launches.listed(H100):
+    with launches.listed(H100, dispatched=True):
         tables._tables[0] = dict.fromkeys(keys, CONFIG)
         for key in keys:
             chosen = tune_measure.chosen(key, tune_measure.arguments(key, launches.DEVICE))
@@ -157,7 +161,7 @@ def test_keys_are_selected_by_pattern_and_in_their_order() -> None:
         k for k in keys if k.itemsize == 2 and (k.kernel.startswith("softmax") or k == Key("layer_norm_fwd", 8192, 4096, 2))
     ]
     headline = tune_measure.select(keys, dtypes, ["headline"])
-    assert len(headline) == 4 * len(tune_measure.VALUABLE)
+    assert len(headline) == 4 * len(tune_measure.headline_shapes())
     for wrong in ("nothing", "(", ""):
         with pytest.raises(ValueError, match="allowed"):
             tune_measure.select(keys, dtypes, [wrong])
@@ -235,5 +239,5 @@ def test_no_time_at_all_is_said(made_up_gpu: list[tuple[Any, ...]]) -> None:
     result = CliRunner().invoke(app, ["tune", "--dtype", "fp16", "--keys", "headline", "--seconds", "1e-9"])
     assert (result.exit_code, len(made_up_gpu)) == (0, 1)
     assert result.output.splitlines()[-1].endswith(
-        "0 of 34 keys in 0 s, 0 faster than the heuristic; stopped: the time was over"
+        "0 of 42 keys in 0 s, 0 faster than the heuristic; stopped: the time was over"
     )

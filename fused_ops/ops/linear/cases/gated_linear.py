@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
+from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
 from ...case_builders import audit_case, cross, randn
 from .matmul import SMS, matmul_case, unaligned
 
@@ -127,18 +127,11 @@ _SHAPES = {  # (M, N, K)
 }
 
 
-def _bench_cases() -> Iterator[Case]:
-    for (name, shape), dtype in cross(_SHAPES.items(), (torch.bfloat16, torch.float16)):
-
-        def make(
-            device: str, shape: tuple[int, int, int] = shape, dtype: torch.dtype = dtype
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            M, N, K = shape
-            x = torch.randn(M, K, device=device, dtype=dtype)
-            weights = [torch.randn(N, K, device=device, dtype=dtype) * K**-0.5 for _ in range(2)]
-            return (x, *weights, "silu"), {}
-
-        yield Case(f"{name}_silu", dtype, shape, make)
+def _make(device: str, shape: Any, dtype: torch.dtype, variant: str | None = "silu") -> tuple[tuple[Any, ...], dict[str, Any]]:
+    M, N, K = shape
+    x = torch.randn(M, K, device=device, dtype=dtype)
+    weights = [torch.randn(N, K, device=device, dtype=dtype) * K**-0.5 for _ in range(2)]
+    return (x, *weights, variant), {}
 
 
 def _bytes(case: Case) -> tuple[int, int]:
@@ -157,7 +150,16 @@ def _eager(*args: Any) -> Tensor:
     return gated_linear_eager(*args)
 
 
-BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager": _eager})
+BENCH = Bench(
+    make=_make,
+    shapes=_SHAPES,
+    dtypes=(torch.bfloat16, torch.float16),
+    variants=("silu",),
+    bytes=_bytes,
+    flops=_flops,
+    baselines={"eager": _eager},
+    headline=(Headline(8, ("llama3_8b_silu",), ("fwd", "bwd")),),
+)
 
 
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:

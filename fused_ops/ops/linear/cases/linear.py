@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Roles, Sample
+from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Roles, Sample
 from ...case_builders import audit_case, cross, randn
 from .matmul import SMS, matmul_case, unaligned
 
@@ -136,22 +136,11 @@ _SHAPES = {  # (M, N, K)
 }
 
 
-def _bench_cases() -> Iterator[Case]:
-    for (name, shape), dtype, activation in (
-        (*pair, act)
-        for pair in cross(_SHAPES.items(), (torch.bfloat16, torch.float16, torch.float32))
-        for act in (None, "gelu", "gelu_tanh", "silu")
-    ):
-
-        def make(
-            device: str, shape: tuple[int, int, int] = shape, dtype: torch.dtype = dtype, act: str | None = activation
-        ) -> tuple[Any, dict[str, Any]]:
-            M, N, K = shape
-            x = torch.randn(M, K, device=device, dtype=dtype)
-            w = torch.randn(N, K, device=device, dtype=dtype) * K**-0.5
-            return (x, w, torch.randn(N, device=device, dtype=dtype), act), {}
-
-        yield Case(f"{name}_{activation}", dtype, shape, make)
+def _make(device: str, shape: Any, dtype: torch.dtype, variant: str | None = "gelu") -> tuple[tuple[Any, ...], dict[str, Any]]:
+    M, N, K = shape
+    x = torch.randn(M, K, device=device, dtype=dtype)
+    w = torch.randn(N, K, device=device, dtype=dtype) * K**-0.5
+    return (x, w, torch.randn(N, device=device, dtype=dtype), variant), {}
 
 
 def _bytes(case: Case) -> tuple[int, int]:
@@ -172,7 +161,23 @@ def _eager(*args: Any) -> Tensor:
     return linear_eager(*args)
 
 
-BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager": _eager})
+BENCH = Bench(
+    make=_make,
+    shapes=_SHAPES,
+    dtypes=(torch.bfloat16, torch.float16, torch.float32),
+    variants=(None, "gelu", "gelu_tanh", "silu"),
+    bytes=_bytes,
+    flops=_flops,
+    baselines={"eager": _eager},
+    headline=(
+        Headline(3, ("bert_base_fc1_gelu", "bert_base_fc1_gelu_tanh"), ("fwd", "train_fwd", "bwd")),
+        Headline(6, ("latency_140_gelu",), ("fwd:wall",)),
+        Headline(7, ("llama3_8b_silu", "llama3_8b_gelu_tanh"), ("fwd", "bwd")),
+        Headline(15, ("decode_1_silu", "decode_16_gelu"), ("fwd",)),
+        Headline(16, ("bert_base_fc1_silu", "llama3_8b_gelu"), ("fwd",)),
+        Headline(19, ("latency_256_gelu",), ("fwd:wall",)),
+    ),
+)
 
 
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
+from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
 from ...case_builders import randn
 from .matmul import SMS, matmul_case
 
@@ -102,18 +102,11 @@ def fwd_bound(
 _SHAPES = {"square_4096": (4096, 4096, 4096), "wide_8192": (8192, 8192, 4096), "decode_16": (16, 14336, 4096)}  # (M, N, K)
 
 
-def _bench_cases() -> Iterator[Case]:
-    for (name, shape), activation in ((pair, act) for pair in _SHAPES.items() for act in (None, "gelu")):
-
-        def make(
-            device: str, shape: tuple[int, int, int] = shape, activation: str | None = activation
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            M, N, K = shape
-            x_fp8, input_scale = quantise(torch.randn(M, K, device=device), True)
-            weight, weight_scale = quantise(torch.randn(N, K, device=device) * K**-0.5, True)
-            return (x_fp8, weight, input_scale, weight_scale, torch.randn(N, device=device).bfloat16(), activation), {}
-
-        yield Case(f"{name}_{activation}", _FP8, shape, make)
+def _make(device: str, shape: Any, dtype: torch.dtype, variant: str | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    M, N, K = shape
+    x_fp8, input_scale = quantise(torch.randn(M, K, device=device), True)
+    weight, weight_scale = quantise(torch.randn(N, K, device=device) * K**-0.5, True)
+    return (x_fp8, weight, input_scale, weight_scale, torch.randn(N, device=device).bfloat16(), variant), {}
 
 
 def _bytes(case: Case) -> tuple[int, int]:
@@ -139,7 +132,16 @@ def _scaled_mm(
     return activate(product, activation or "none")
 
 
-BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"scaled_mm": _scaled_mm})
+BENCH = Bench(
+    make=_make,
+    shapes=_SHAPES,
+    dtypes=(_FP8,),
+    variants=(None, "gelu"),
+    bytes=_bytes,
+    flops=_flops,
+    baselines={"scaled_mm": _scaled_mm},
+    headline=(Headline(10, ("wide_8192_None",), ("fwd",), _FP8),),
+)
 
 
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:

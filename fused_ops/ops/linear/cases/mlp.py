@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
-from ...case_builders import audit_case, cross, randn
+from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
+from ...case_builders import audit_case, randn
 from . import linear
 from .matmul import SMS, matmul_case, unaligned
 
@@ -119,22 +119,13 @@ _SHAPES = {  # (M, H, K); the output is K wide
 }
 
 
-def _bench_cases() -> Iterator[Case]:
-    for (name, shape), dtype, activation in (
-        (*pair, act) for pair in cross(_SHAPES.items(), (torch.bfloat16, torch.float16)) for act in ("gelu", "gelu_tanh")
-    ):
-
-        def make(
-            device: str, shape: tuple[int, int, int] = shape, dtype: torch.dtype = dtype, activation: str = activation
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            M, H, K = shape
-            x = torch.randn(M, K, device=device, dtype=dtype)
-            weight1 = torch.randn(H, K, device=device, dtype=dtype) * K**-0.5
-            weight2 = torch.randn(K, H, device=device, dtype=dtype) * H**-0.5
-            bias1, bias2 = torch.randn(H, device=device, dtype=dtype), torch.randn(K, device=device, dtype=dtype)
-            return (x, weight1, bias1, weight2, bias2, activation), {}
-
-        yield Case(f"{name}_{activation}", dtype, shape, make)
+def _make(device: str, shape: Any, dtype: torch.dtype, variant: str | None = "gelu") -> tuple[tuple[Any, ...], dict[str, Any]]:
+    M, H, K = shape
+    x = torch.randn(M, K, device=device, dtype=dtype)
+    weight1 = torch.randn(H, K, device=device, dtype=dtype) * K**-0.5
+    weight2 = torch.randn(K, H, device=device, dtype=dtype) * H**-0.5
+    bias1, bias2 = torch.randn(H, device=device, dtype=dtype), torch.randn(K, device=device, dtype=dtype)
+    return (x, weight1, bias1, weight2, bias2, variant), {}
 
 
 def _bytes(case: Case) -> tuple[int, int]:
@@ -155,7 +146,16 @@ def _eager(*args: Any, **kwargs: Any) -> Tensor:
     return mlp_eager(*args, **kwargs)
 
 
-BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager": _eager})
+BENCH = Bench(
+    make=_make,
+    shapes=_SHAPES,
+    dtypes=(torch.bfloat16, torch.float16),
+    variants=("gelu", "gelu_tanh"),
+    bytes=_bytes,
+    flops=_flops,
+    baselines={"eager": _eager},
+    headline=(Headline(9, ("gpt2_gelu_tanh",), ("fwd", "fwd+bwd")),),
+)
 
 
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:

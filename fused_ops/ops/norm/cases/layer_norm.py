@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
+from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
 from ...case_builders import audit_case, cross, randn
 
 
@@ -120,15 +120,9 @@ _SHAPES = (
 )  # fmt: skip
 
 
-def _bench_cases() -> Iterator[Case]:
-    for shape, dtype in cross(_SHAPES, (torch.bfloat16, torch.float16, torch.float32)):
-
-        def make(device: str, shape: tuple[int, int] = shape, dtype: torch.dtype = dtype) -> tuple[Any, dict[str, Any]]:
-            x = torch.randn(shape, device=device, dtype=dtype)
-            w, b = torch.randn(2, shape[1], device=device, dtype=dtype)
-            return (x, (shape[1],), w, b), {}
-
-        yield Case(f"{shape[0]}x{shape[1]}", dtype, shape, make)
+def _make(device: str, shape: Any, dtype: torch.dtype, variant: str | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    w, b = torch.randn(2, shape[1], device=device, dtype=dtype)
+    return (torch.randn(shape, device=device, dtype=dtype), (shape[1],), w, b), {}
 
 
 def _bytes(case: Case) -> tuple[int, int]:
@@ -142,7 +136,21 @@ def _flops(case: Case) -> tuple[int, int]:
     return 8 * elements, 14 * elements
 
 
-BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager": F.layer_norm})
+BENCH = Bench(
+    make=_make,
+    shapes={f"{M}x{N}": (M, N) for M, N in _SHAPES},
+    dtypes=(torch.bfloat16, torch.float16, torch.float32),
+    bytes=_bytes,
+    flops=_flops,
+    baselines={"eager": F.layer_norm},
+    headline=(
+        Headline(2, ("8192x4096", "16384x768", "4096x16384"), ("fwd", "bwd")),
+        Headline(5, ("140x4096",), ("fwd:wall", "fwd+bwd:wall")),
+        Headline(12, ("8192x1024", "8192x8192", "2048x32768"), ("fwd", "bwd")),
+        Headline(14, ("2048x65536",), ("fwd", "bwd")),
+        Headline(18, ("256x1024", "1x4096"), ("fwd:wall",)),
+    ),
+)
 
 
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:

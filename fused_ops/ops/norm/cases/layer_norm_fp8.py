@@ -58,15 +58,9 @@ def fwd_bound(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
 _SHAPES = ((16384, 1024), (8192, 4096), (4096, 16384), (2048, 32768), (16, 4096))
 
 
-def _bench_cases() -> Iterator[Case]:
-    for shape, dtype in cross(_SHAPES, (torch.bfloat16, torch.float16)):
-
-        def make(device: str, shape: tuple[int, int] = shape, dtype: torch.dtype = dtype) -> tuple[Any, dict[str, Any]]:
-            x = torch.randn(shape, device=device, dtype=dtype)
-            w, b = torch.randn(2, shape[1], device=device, dtype=dtype)
-            return (x, (shape[1],), w, b), {}
-
-        yield Case(f"{shape[0]}x{shape[1]}", dtype, shape, make)
+def _make(device: str, shape: Any, dtype: torch.dtype, variant: str | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    w, b = torch.randn(2, shape[1], device=device, dtype=dtype)
+    return (torch.randn(shape, device=device, dtype=dtype), (shape[1],), w, b), {}
 
 
 def _bytes(case: Case) -> tuple[int, int]:
@@ -84,7 +78,15 @@ def _eager(*args: Any) -> tuple[Tensor, Tensor]:
     return layer_norm_fp8_eager(*args)
 
 
-BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager": _eager})
+BENCH = Bench(
+    make=_make,
+    shapes={f"{M}x{N}": (M, N) for M, N in _SHAPES},
+    dtypes=(torch.bfloat16, torch.float16),
+    bytes=_bytes,
+    flops=_flops,
+    baselines={"eager": _eager},
+    headline=(),
+)
 
 
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
+from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
 from ...case_builders import audit_case, cross, randn
 
 INF, NAN = float("inf"), float("nan")
@@ -103,13 +103,8 @@ _SHAPES = {
 }
 
 
-def _bench_cases() -> Iterator[Case]:
-    for (name, shape), dtype in cross(_SHAPES.items(), (torch.bfloat16, torch.float16, torch.float32)):
-
-        def make(device: str, shape: tuple[int, int] = shape, dtype: torch.dtype = dtype) -> tuple[Any, dict[str, Any]]:
-            return (torch.randn(shape, device=device, dtype=dtype),), {"dim": -1}
-
-        yield Case(name, dtype, shape, make)
+def _make(device: str, shape: Any, dtype: torch.dtype, variant: str | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (torch.randn(shape, device=device, dtype=dtype),), {"dim": -1}
 
 
 def _bytes(case: Case) -> tuple[int, int]:
@@ -122,7 +117,21 @@ def _flops(case: Case) -> tuple[int, int]:
     return 5 * elements, 4 * elements
 
 
-BENCH = Bench(cases=_bench_cases, bytes=_bytes, flops=_flops, baselines={"eager": F.softmax})
+BENCH = Bench(
+    make=_make,
+    shapes=_SHAPES,
+    dtypes=(torch.bfloat16, torch.float16, torch.float32),
+    bytes=_bytes,
+    flops=_flops,
+    baselines={"eager": F.softmax},
+    headline=(
+        Headline(1, ("4k", "bert_base_attention", "gpt2_vocabulary"), ("fwd", "bwd")),
+        Headline(4, ("latency_140x4096",), ("fwd:wall",)),
+        Headline(11, ("8k", "32k", "vit_large_attention"), ("fwd", "bwd")),
+        Headline(13, ("64k", "llama3_vocabulary"), ("fwd", "bwd")),
+        Headline(17, ("latency_256x1024", "latency_1x4096"), ("fwd:wall",)),
+    ),
+)
 
 
 def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
