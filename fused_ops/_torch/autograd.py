@@ -36,6 +36,11 @@ def _exporting() -> bool:
     return torch.compiler._is_exporting_flag
 
 
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether gradients are recorded and one of the tensors needs one: then an op goes through its autograd Function."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def autocasting(input: Tensor) -> bool:
     """Whether autocast is on for input's device. (torch raises when asked about the meta device, which has no autocast.)"""
     return not input.is_meta and torch.is_autocast_enabled(input.device.type)

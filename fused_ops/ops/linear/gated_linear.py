@@ -8,15 +8,39 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..._torch.autograd import autocasting, gradient_of_saved, runs_aten
+from ..._torch.autograd import autocasting, gradient_of_saved, needs_grad, runs_aten
+from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.spec import Backward, Op, Roles
 from .activations import activate
-from .arguments import cast_all, check_gated_linear
+from .arguments import K, N, Operand, cast_all, check, fits
 from .cases import gated_linear as cases
-from .gated_linear_launch import gated_linear_bwd_launch, gated_linear_launch
-from .gated_linear_reference import gated_linear_bwd_reference, gated_linear_eager, gated_linear_reference
+from .gated_linear_launch import gated_linear_bwd_launch, gated_linear_launch, infer_launch
+from .gated_linear_reference import (
+    gated_linear_bwd_reference,
+    gated_linear_eager,
+    gated_linear_reference,
+    infer_reference,
+)
 from .gradients import add, linear_grads, times_derivative
+
+OPERANDS = (
+    Operand("gate_weight", (N, K)), Operand("up_weight", (N, K)),
+    Operand("gate_bias", (N,), optional=True), Operand("up_bias", (N,), optional=True),
+)  # fmt: skip
+
+
+def _forward(
+    run: Any, ctx: Any, x: Tensor, gate_weight: Tensor, up_weight: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ctx.set_materialize_grads(False)
+    ctx.activation, ctx.weight_shape = activation, gate_weight.shape
+    y, g, u = run(x, gate_weight, up_weight, gate_bias, up_bias, activation, True)
+    need_dx, need_dwg, need_dwu, *_ = ctx.needs_input_grad
+    weights = (gate_weight, up_weight) if need_dx else (None, None)
+    ctx.save_for_backward(x if need_dwg or need_dwu else None, *weights, g, u)
+    return y, g, u
 
 
 class _GatedLinear(torch.autograd.Function):
@@ -24,21 +48,10 @@ class _GatedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        gate_weight: Tensor,
-        up_weight: Tensor,
-        gate_bias: Tensor | None,
-        up_bias: Tensor | None,
+        ctx: Any, x: Tensor, gate_weight: Tensor, up_weight: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None,
         activation: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.activation, ctx.weight_shape = activation, gate_weight.shape
-        y, g, u = _FWD(x, gate_weight, up_weight, gate_bias, up_bias, activation, True)
-        need_dx, need_dwg, need_dwu, *_ = ctx.needs_input_grad
-        weights = (gate_weight, up_weight) if need_dx else (None, None)
-        ctx.save_for_backward(x if need_dwg or need_dwu else None, *weights, g, u)
-        return y, g, u
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        return _forward(_FWD, ctx, x, gate_weight, up_weight, gate_bias, up_bias, activation)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dg: Tensor | None, du: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -103,24 +116,26 @@ def _fused_gated_linear(
     gate_bias: Tensor | None,
     up_bias: Tensor | None,
 ) -> Tensor:
-    tensors = (input, gate_weight, up_weight, gate_bias, up_bias)
-    if has_torch_function_variadic(*tensors):
-        overridable = tuple(t for t in tensors if t is not None)
-        return handle_torch_function(
-            fused_gated_linear, overridable, input, gate_weight, up_weight, activation, gate_bias, up_bias
-        )
+    tensors = (gate_weight, up_weight, gate_bias, up_bias)
+    way = fast_path(input, *tensors)
+    if way and fits(input, OPERANDS, activation, *tensors):
+        if way == "aten" or way == "cuda":
+            return _INFER[way](input, *tensors, activation or "none")
+        return _APPLY[way](input, *tensors, activation or "none")[0]
+    if has_torch_function_variadic(input, *tensors):
+        given = tuple(t for t in (input, *tensors) if t is not None)
+        return handle_torch_function(fused_gated_linear, given, input, gate_weight, up_weight, activation, gate_bias, up_bias)
     name = "none" if activation is None else activation
     autocast = isinstance(input, Tensor) and autocasting(input)
-    check_gated_linear(input, gate_weight, up_weight, name, gate_bias, up_bias, autocast)
+    check("fused_gated_linear", input, OPERANDS, name, autocast, *tensors)
     if runs_aten("gated_linear"):
         return gated_linear_eager(input, gate_weight, up_weight, name, gate_bias, up_bias)
     if autocast:
-        input, gate_weight, up_weight, gate_bias, up_bias = cast_all(input, gate_weight, up_weight, gate_bias, up_bias)
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (input, gate_weight, up_weight, gate_bias, up_bias)
-    ):
-        return _GatedLinear.apply(input, gate_weight, up_weight, gate_bias, up_bias, name)[0]
-    return _FWD(input, gate_weight, up_weight, gate_bias, up_bias, name, False)[0]
+        input, *cast = cast_all(input, *tensors)
+        tensors = tuple(cast)  # type: ignore[assignment]
+    if needs_grad(input, *tensors):
+        return _GatedLinear.apply(input, *tensors, name)[0]
+    return _FWD(input, *tensors, name, False)[0]
 
 
 SPEC = define(
@@ -154,3 +169,5 @@ SPEC = define(
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd
+_INFER = implementations("gated_linear_fwd", infer_reference, infer_launch)
+_APPLY = fast_applies(_GatedLinear, _forward, implementations("gated_linear_fwd", gated_linear_reference, gated_linear_launch))

@@ -33,6 +33,12 @@ def gated_linear_launch(
     return y, g, u
 
 
+def infer_launch(
+    x: Tensor, gate_weight: Tensor, up_weight: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None, activation: str
+) -> Tensor:
+    return gated_linear_launch(x, gate_weight, up_weight, gate_bias, up_bias, activation, False)[0]
+
+
 def gated_linear_bwd_launch(
     dy: Tensor, x: Tensor, gate_weight: Tensor, up_weight: Tensor, g: Tensor, u: Tensor, activation: str,
     need_dx: bool, need_dwg: bool, need_dwu: bool, need_dbg: bool, need_dbu: bool,

@@ -42,6 +42,14 @@ def gated_linear_reference(
     return (y, g, u) if save_pre else (y, x.new_empty((0,)), x.new_empty((0,)))
 
 
+def infer_reference(
+    x: Tensor, gate_weight: Tensor, up_weight: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None, activation: str
+) -> Tensor:
+    """The y of gated_linear_reference."""
+    g = F.linear(x, gate_weight, gate_bias).contiguous()
+    return activate(g, activation) * F.linear(x, up_weight, up_bias).contiguous()
+
+
 def gated_linear_bwd_reference(
     dy: Tensor, x: Tensor, gate_weight: Tensor, up_weight: Tensor, g: Tensor, u: Tensor, activation: str,
     need_dx: bool, need_dwg: bool, need_dwu: bool, need_dbg: bool, need_dbu: bool,

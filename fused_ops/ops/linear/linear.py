@@ -10,17 +10,19 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.arguments import FLOATS
-from ..._torch.autograd import autocasting, gradient_of_saved, runs_aten, take_saved
+from ..._torch.autograd import autocasting, gradient_of_saved, needs_grad, runs_aten, take_saved
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.spec import Backward, Op, Roles
-from .activations import ACTIVATIONS, SAVES_OUTPUT
-from .arguments import cast_all, check_linear, fits_linear
+from .activations import SAVES_OUTPUT
+from .arguments import K, N, Operand, cast_all, check, fits
 from .cases import linear as cases
 from .gradients import add, linear_grads, times_derivative
 from .linear_launch import infer_launch, linear_bwd_launch, linear_launch
 from .linear_onnx import linear_onnx
 from .linear_reference import infer_reference, linear_bwd_reference, linear_eager, linear_reference, train_reference
+
+OPERANDS = (Operand("weight", (N, K)), Operand("bias", (N,), optional=True))
 
 
 def _forward(
@@ -116,33 +118,27 @@ def _fused_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation
                 return _INFER[way](input, weight, bias, activation)
             except Exception:  # what ATen refuses is refused below, in our words
                 pass
-    elif way and fits_linear(input, weight, bias) and (activation is None or activation in ACTIVATIONS):
+    elif way and fits(input, OPERANDS, activation, weight, bias):
         if way == "cuda":
             return _INFER[way](input, weight, bias, activation or "none")
         return _APPLY[way](input, weight, bias, activation or "none")[0]
     if has_torch_function_variadic(input, weight, bias):
         overridable = tuple(t for t in (input, weight, bias) if t is not None)
         return handle_torch_function(fused_linear, overridable, input, weight, bias, activation)
+    if isinstance(weight, Tensor) and weight.dim() == 1:  # as F.linear: the last dimension goes
+        return _fused_linear(input, weight.unsqueeze(0), bias, activation).squeeze(-1)
+    if isinstance(bias, Tensor) and isinstance(weight, Tensor) and weight.dim() and bias.shape in ((1,), ()):
+        bias = bias.expand(weight.shape[0])
     name = "none" if activation is None else activation
     autocast = isinstance(input, Tensor) and autocasting(input)
-    check_linear(input, weight, bias, name, autocast)
+    check("fused_linear", input, OPERANDS, name, autocast, weight, bias)
     if runs_aten("linear"):
         return linear_eager(input, weight, bias, name)
     if autocast:
         input, weight, bias = cast_all(input, weight, bias)
-    if weight.dim() == 1:  # as F.linear: the last dimension goes
-        return _fused_linear(input, weight.unsqueeze(0), bias, activation).squeeze(-1)
-    if bias is not None and bias.shape != weight.shape[:1]:
-        bias = bias.expand(weight.shape[0])
-    if _needs_grad(input, weight, bias):
+    if needs_grad(input, weight, bias):
         return _Linear.apply(input, weight, bias, name)[0]
     return _FWD(input, weight, bias, name, False)[0]
-
-
-def _needs_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    )  # fmt: skip
 
 
 SPEC = define(

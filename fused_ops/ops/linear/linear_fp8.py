@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._runtime.device import FP8
-from ..._torch.arguments import refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
+from ..._torch.arguments import FLOATS, refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
+from ..._torch.eager import fast_path, implementations
 from ..._torch.library import define
 from ..._torch.spec import Op, Roles
-from .activations import check_activation
+from .activations import ACTIVATIONS, check_activation
 from .cases import linear_fp8 as cases
 from .linear_fp8_launch import linear_fp8_launch
 from .linear_fp8_reference import linear_fp8_eager, linear_fp8_reference
@@ -70,12 +71,33 @@ def _fused_linear_fp8(
     out_dtype: Any,
 ) -> Tensor:
     tensors = (input, weight, input_scale, weight_scale, bias)
+    way = fast_path(*tensors)
+    if (way == "aten" or way == "cuda") and _fits(*tensors, activation, out_dtype):
+        return _RUN[way](*tensors, activation or "none", out_dtype)
     if has_torch_function_variadic(*tensors):
         given = tuple(t for t in tensors if t is not None)
         return handle_torch_function(fused_linear_fp8, given, *tensors, activation, out_dtype)
     name = "none" if activation is None else activation
     _check(input, weight, input_scale, weight_scale, bias, name, out_dtype)
     return _FWD(input, weight, input_scale, weight_scale, bias, name, out_dtype)
+
+
+def _fits(
+    x: Tensor, weight: Tensor, input_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str | None, out_dtype: Any
+) -> bool:  # fmt: skip
+    """What _check checks, for tensors on one device, and without words; scales of other shapes than (*) and (N,) aside."""
+    if not (x.dtype is FP8 and weight.dtype is FP8 and x.dim() and weight.dim() == 2 and x.shape[-1] == weight.shape[1]):
+        return False
+    rows, columns = x.shape[:-1], weight.shape[:1]
+    return (
+        input_scale.dtype is torch.float32
+        and weight_scale.dtype is torch.float32
+        and (input_scale.shape == rows or input_scale.dim() == 0)
+        and (weight_scale.shape == columns or weight_scale.dim() == 0)
+        and (bias is None or (bias.dtype in FLOATS and bias.shape == columns))
+        and (activation is None or activation in ACTIVATIONS)
+        and out_dtype in OUT_DTYPES
+    )
 
 
 def _check(
@@ -150,3 +172,4 @@ SPEC = define(
     )
 )
 _FWD = SPEC.fwd
+_RUN = implementations("linear_fp8_fwd", linear_fp8_reference, linear_fp8_launch)

@@ -8,16 +8,42 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..._torch.autograd import autocasting, gradient_of_saved, runs_aten, take_saved
+from ..._torch.autograd import autocasting, gradient_of_saved, needs_grad, runs_aten, take_saved
+from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.spec import Backward, Op, Roles
 from .activations import SAVES_OUTPUT, activate
-from .arguments import cast_all, check_mlp
+from .arguments import H, K, N, Operand, cast_all, check, fits
 from .cases import mlp as cases
 from .gradients import add, linear_grads, times_derivative
 from .linear import linear_backward
-from .mlp_launch import mlp_bwd_launch, mlp_launch
-from .mlp_reference import mlp_bwd_reference, mlp_eager, mlp_reference
+from .mlp_launch import infer_launch, mlp_bwd_launch, mlp_launch
+from .mlp_reference import infer_reference, mlp_bwd_reference, mlp_eager, mlp_reference
+
+OPERANDS = (
+    Operand("weight1", (H, K)), Operand("bias1", (H,), optional=True),
+    Operand("weight2", (N, H)), Operand("bias2", (N,), optional=True),
+)  # fmt: skip
+
+
+def _forward(
+    run: Any, ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None,
+    activation: str, recompute: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ctx.set_materialize_grads(False)
+    need_dx, need_dw1, need_db1, need_dw2, *_ = ctx.needs_input_grad
+    need_dpre = need_dx or need_dw1 or need_db1
+    if activation in SAVES_OUTPUT:
+        save_pre, save_h = False, need_dw2 or (need_dpre and activation == "relu")
+    else:
+        save_pre, save_h = need_dpre or (need_dw2 and recompute), need_dw2 and not recompute
+    y, pre, h = run(x, weight1, bias1, weight2, bias2, activation, save_pre, save_h)
+    ctx.activation, ctx.shapes = activation, (weight1.shape, weight2.shape)
+    ctx.save_for_backward(
+        x if need_dw1 else None, weight1 if need_dx else None, weight2 if need_dpre else None,
+        pre if save_pre else None, h if save_h else None,
+    )  # fmt: skip
+    return y, pre, h
 
 
 class _Mlp(torch.autograd.Function):
@@ -25,29 +51,10 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight1: Tensor,
-        bias1: Tensor | None,
-        weight2: Tensor,
-        bias2: Tensor | None,
-        activation: str,
+        ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, activation: str,
         recompute: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        need_dx, need_dw1, need_db1, need_dw2, *_ = ctx.needs_input_grad
-        need_dpre = need_dx or need_dw1 or need_db1
-        if activation in SAVES_OUTPUT:
-            save_pre, save_h = False, need_dw2 or (need_dpre and activation == "relu")
-        else:
-            save_pre, save_h = need_dpre or (need_dw2 and recompute), need_dw2 and not recompute
-        y, pre, h = _FWD(x, weight1, bias1, weight2, bias2, activation, save_pre, save_h)
-        ctx.activation, ctx.shapes = activation, (weight1.shape, weight2.shape)
-        ctx.save_for_backward(
-            x if need_dw1 else None, weight1 if need_dx else None, weight2 if need_dpre else None,
-            pre if save_pre else None, h if save_h else None,
-        )  # fmt: skip
-        return y, pre, h
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        return _forward(_FWD, ctx, x, weight1, bias1, weight2, bias2, activation, recompute)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dpre: Tensor | None, dh: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -125,20 +132,26 @@ def _fused_mlp(
     activation: str | None,
     recompute: bool,
 ) -> Tensor:
-    tensors = (input, weight1, bias1, weight2, bias2)
-    if has_torch_function_variadic(*tensors):
-        given = tuple(t for t in tensors if t is not None)
-        return handle_torch_function(fused_mlp, given, *tensors, activation, recompute=recompute)
+    tensors = (weight1, bias1, weight2, bias2)
+    way = fast_path(input, *tensors)
+    if way and fits(input, OPERANDS, activation, *tensors):
+        if way == "aten" or way == "cuda":
+            return _INFER[way](input, *tensors, activation or "none")
+        return _APPLY[way](input, *tensors, activation or "none", recompute)[0]
+    if has_torch_function_variadic(input, *tensors):
+        given = tuple(t for t in (input, *tensors) if t is not None)
+        return handle_torch_function(fused_mlp, given, input, *tensors, activation, recompute=recompute)
     name = "none" if activation is None else activation
     autocast = isinstance(input, Tensor) and autocasting(input)
-    check_mlp(input, weight1, bias1, weight2, bias2, name, autocast)
+    check("fused_mlp", input, OPERANDS, name, autocast, *tensors)
     if runs_aten("mlp"):
         return mlp_eager(input, weight1, bias1, weight2, bias2, name)
     if autocast:
-        input, weight1, bias1, weight2, bias2 = cast_all(input, weight1, bias1, weight2, bias2)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight1, bias1, weight2, bias2)):
-        return _Mlp.apply(input, weight1, bias1, weight2, bias2, name, recompute)[0]
-    return _FWD(input, weight1, bias1, weight2, bias2, name, False, False)[0]
+        input, *cast = cast_all(input, *tensors)
+        tensors = tuple(cast)  # type: ignore[assignment]
+    if needs_grad(input, *tensors):
+        return _Mlp.apply(input, *tensors, name, recompute)[0]
+    return _FWD(input, *tensors, name, False, False)[0]
 
 
 SPEC = define(
@@ -171,3 +184,5 @@ SPEC = define(
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd
+_INFER = implementations("mlp_fwd", infer_reference, infer_launch)
+_APPLY = fast_applies(_Mlp, _forward, implementations("mlp_fwd", mlp_reference, mlp_launch))

@@ -31,6 +31,12 @@ def mlp_launch(
     return y, pre, h if save_h else x.new_empty((0,))
 
 
+def infer_launch(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, activation: str
+) -> Tensor:
+    return mlp_launch(x, weight1, bias1, weight2, bias2, activation, False, False)[0]
+
+
 def mlp_bwd_launch(
     dy: Tensor, weight2: Tensor, saved: Tensor, h: Tensor, activation: str,
     need_dpre: bool, need_db1: bool, need_dw2: bool, need_db2: bool,

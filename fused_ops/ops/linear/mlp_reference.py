@@ -45,6 +45,13 @@ def mlp_reference(
     return y, pre, h if save_h else x.new_empty((0,))
 
 
+def infer_reference(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, activation: str
+) -> Tensor:
+    """The y of mlp_reference."""
+    return F.linear(activate(F.linear(x, weight1, bias1), activation), weight2, bias2).contiguous()
+
+
 def mlp_bwd_reference(
     dy: Tensor, weight2: Tensor, saved: Tensor, h: Tensor, activation: str,
     need_dpre: bool, need_db1: bool, need_dw2: bool, need_db2: bool,

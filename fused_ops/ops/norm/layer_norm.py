@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._runtime.tuned_kernels import Tuned
-from ..._torch.arguments import FLOATS, refuse, require_device, require_float, require_shape, require_tensor
-from ..._torch.autograd import autocasts_to_fp32, differentiable_backward, runs_aten
+from ..._torch.arguments import FLOATS
+from ..._torch.autograd import differentiable_backward, needs_grad, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.spec import Backward, Op, Roles
+from .arguments import cast_all, check, fits, over_rows, shape_of
 from .cases import layer_norm as cases
 from .layer_norm_launch import infer_launch, layer_norm_bwd_launch, layer_norm_launch
 from .layer_norm_onnx import layer_norm_onnx
@@ -85,7 +86,7 @@ def fused_layernorm(
 def _fused_layernorm(
     input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = shape_of(normalized_shape)
     way = fast_path(input, weight, bias)
     if way == "aten":
         if input.dtype in FLOATS:
@@ -93,68 +94,24 @@ def _fused_layernorm(
                 return _INFER[way](input, shape, weight, bias, eps)
             except Exception:  # what ATen refuses is refused below, in our words
                 pass
-    elif way and len(shape) == 1 and _fits(input, shape, weight, bias):
+    elif way and fits(input, shape, weight, bias):
         if way == "cuda":
             return _INFER[way](input, shape, weight, bias, eps)
         return _APPLY[way](input, weight, bias, eps)
     if has_torch_function_variadic(input, weight, bias):
         overridable = tuple(t for t in (input, weight, bias) if t is not None)
         return handle_torch_function(fused_layernorm, overridable, input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
-    _check(input, shape, weight, bias)
+    check("fused_layernorm", input, shape, weight=weight, bias=bias)
     if runs_aten("layer_norm"):
         return F.layer_norm(input, shape, weight, bias, eps)
-    if autocasts_to_fp32(input):
-        input = input.float() if input.dtype is not torch.float64 else input
-        weight = weight.to(input.dtype) if weight is not None else None
-        bias = bias.to(input.dtype) if bias is not None else None
-    if len(shape) == 1:
-        return _rows(input, weight, bias, eps)
-    rows = input.flatten(-len(shape))
-    flat_weight = weight.flatten() if weight is not None else None
-    flat_bias = bias.flatten() if bias is not None else None
-    return _rows(rows, flat_weight, flat_bias, eps).view(input.shape)
+    input, (weight, bias) = cast_all(input, weight, bias)
 
+    def rows(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        if needs_grad(x, weight, bias):
+            return _LayerNorm.apply(x, weight, bias, eps)
+        return _FWD(x, weight, bias, eps)[0]
 
-def _rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Layer norm over the last dimension, by the autograd Function only when something needs a gradient."""
-    if _needs_grad(x, weight, bias):
-        return _LayerNorm.apply(x, weight, bias, eps)
-    return _FWD(x, weight, bias, eps)[0]
-
-
-def _needs_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and (
-        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
-    )
-
-
-def _fits(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> bool:
-    """What _check checks, in one expression, for tensors on one device and one normalised dimension."""
-    sizes = x.shape
-    return (
-        len(sizes) > 0
-        and sizes[-1] == shape[0]
-        and x.dtype in FLOATS
-        and (weight is None or (weight.shape == shape and weight.dtype in FLOATS))
-        and (bias is None or (bias.shape == shape and bias.dtype in FLOATS))
-    )
-
-
-def _check(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
-    op = "fused_layernorm"
-    require_tensor(op, "input", x)
-    require_float(op, "input", x)
-    if len(shape) == 0:
-        refuse(RuntimeError, op, "normalized_shape", shape, "at least one dimension")
-    if x.shape[-len(shape) :] != shape:
-        got = f"{shape} with input of shape {tuple(x.shape)}"
-        refuse(RuntimeError, op, "normalized_shape", got, f"the last dimensions of input, here {tuple(x.shape[-len(shape) :])}")
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
-            require_tensor(op, name, parameter, optional=True)
-            require_float(op, name, parameter)
-            require_shape(op, name, parameter, shape)
-            require_device(op, name, parameter, x.device)
+    return over_rows(rows, input, shape, weight, bias)
 
 
 SPEC = define(

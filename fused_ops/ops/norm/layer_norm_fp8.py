@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..._torch.arguments import refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
+from ..._torch.arguments import refuse_gradients
+from ..._torch.eager import fast_path, implementations
 from ..._torch.library import define
 from ..._torch.spec import Op, Roles
+from .arguments import check, fits, over_rows, shape_of
 from .cases import layer_norm_fp8 as cases
 from .layer_norm_fp8_launch import layer_norm_fp8_launch
 from .layer_norm_fp8_reference import layer_norm_fp8_eager, layer_norm_fp8_reference
@@ -56,35 +58,16 @@ def fused_layernorm_fp8(
 def _fused_layernorm_fp8(
     input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = shape_of(normalized_shape)
+    way = fast_path(input, weight, bias)
+    if (way == "aten" or way == "cuda") and fits(input, shape, weight, bias):
+        return _INFER[way](input, weight, bias, eps)
     if has_torch_function_variadic(input, weight, bias):
         given = tuple(t for t in (input, weight, bias) if t is not None)
         return handle_torch_function(fused_layernorm_fp8, given, input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
-    _check(input, shape, weight, bias)
-    if len(shape) == 1:
-        return _FWD(input, weight, bias, eps)
-    flat_weight = weight.flatten() if weight is not None else None
-    flat_bias = bias.flatten() if bias is not None else None
-    q, scale = _FWD(input.flatten(-len(shape)), flat_weight, flat_bias, eps)
-    return q.view(input.shape), scale
-
-
-def _check(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
-    op = "fused_layernorm_fp8"
-    require_tensor(op, "input", x)
-    require_float(op, "input", x)
-    if len(shape) == 0:
-        refuse(RuntimeError, op, "normalized_shape", shape, "at least one dimension")
-    if x.shape[-len(shape) :] != shape:
-        got = f"{shape} with input of shape {tuple(x.shape)}"
-        refuse(RuntimeError, op, "normalized_shape", got, f"the last dimensions of input, here {tuple(x.shape[-len(shape) :])}")
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
-            require_tensor(op, name, parameter, optional=True)
-            require_float(op, name, parameter)
-            require_shape(op, name, parameter, shape)
-            require_device(op, name, parameter, x.device)
-    refuse_gradients(op, (("input", x), ("weight", weight), ("bias", bias)))
+    check("fused_layernorm_fp8", input, shape, weight=weight, bias=bias)
+    refuse_gradients("fused_layernorm_fp8", (("input", input), ("weight", weight), ("bias", bias)))
+    return over_rows(lambda x, w, b: _FWD(x, w, b, eps), input, shape, weight, bias)
 
 
 SPEC = define(
@@ -105,3 +88,4 @@ SPEC = define(
     )
 )
 _FWD = SPEC.fwd
+_INFER = implementations("layer_norm_fp8_fwd", layer_norm_fp8_reference, layer_norm_fp8_launch)
