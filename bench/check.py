@@ -21,7 +21,6 @@ Wide enough for a peer that accumulates in half precision, too narrow for a miss
 """
 FP8_OUTPUT = 0.1  # a step is at most 32 at 448, and 2^-3 of a number
 CHUNK = 1 << 26  # elements computed in fp64 at once
-ROW_OPS = ("softmax", "layer_norm")
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,11 @@ def expected(task: Task, arguments: Arguments) -> list[Tensor]:
 
     linear_fp8's torch_fn itself multiplies in fp32 and rounds its output to bf16; its limit leaves room for both.
 
-    Row ops are computed a block of rows at a time, so that the fp64 copies of a large case fit in memory.
+    Ops without a product are computed a block of rows at a time, so that the fp64 copies of a large case fit in memory.
     """
     tensors = [a for a in (*arguments.args, *arguments.kwargs.values()) if isinstance(a, Tensor)]
     x = tensors[0]
-    if task.spec.name not in ROW_OPS or x.numel() <= CHUNK or x.dim() < 2:
+    if task.is_matmul or x.numel() <= CHUNK or x.dim() < 2:
         return _in_fp64(task, arguments)
     by_row = [t.shape == x.shape for t in tensors]
     rows = max(1, CHUNK * x.shape[0] // x.numel())

@@ -22,6 +22,12 @@ SWEEPS: dict[int, tuple[str, ...]] = {
 """Sweep -> the providers that are measured on every row before those of the next sweep."""
 
 
+def headline_ops() -> list[str]:
+    """The ops that have headline cases, the one with the first of them first."""
+    first = {op.name: min(headline.rank for headline in op.bench.headline) for op in REGISTRY.values() if op.bench.headline}
+    return sorted(first, key=first.__getitem__)
+
+
 def headline_tasks() -> list[Task]:
     """The tasks of every op's headline cases, the most valuable first.
 

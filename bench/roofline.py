@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tasks import MATMUL_OPS, Task
+from fused_ops._torch.spec import REGISTRY
+
+from .tasks import Task
 from .timing import Replay
 
 COPY_BYTES = 2 << 30  # read, and as many written
@@ -54,7 +56,8 @@ class Roofline:
 
     def least_seconds(self, moved: float, flops: float, op: str, dtype: str) -> float:
         """The same from a row's columns."""
-        rate = self.rates.get(dtype) if op in MATMUL_OPS else None
+        known = REGISTRY.get(op)
+        rate = self.rates.get(dtype) if known is not None and known.roles.multiplies else None
         return max(moved / self.bandwidth, flops / rate if rate else 0.0)
 
 

@@ -47,11 +47,10 @@ def subset(spec: Op, device: str, dtype: torch.dtype) -> Iterator[Sample]:
     found = (next((name for name in samples if name.startswith(pick)), None) for pick in PICK)
     names = [name for name in dict.fromkeys(found) if name is not None]
     yield from (samples[name] for name in names[:MOST])
-    if spec.name in ("softmax", "layer_norm") and dtype is torch.float32:  # a cluster's, where they run
-        row = torch.randn(1, 65536, device=device)
-        yield Sample("cluster", (row, -1) if spec.name == "softmax" else (row, row.shape[1:]))
-    if spec.name == "softmax":
-        yield Sample("packed", (torch.randn(2, 32768, device=device).to(dtype), -1))  # forward and backward keep pairs
+    if spec.tuned is not None and spec.tuned.clustered and dtype is torch.float32:  # a cluster's, where they run
+        yield Sample("cluster", *spec.bench.make(device, (1, 65536), dtype, None))
+    if spec.tuned is not None and "packed" in spec.tuned.variants:
+        yield Sample("packed", *spec.bench.make(device, (2, 32768), dtype, None))  # forward and backward keep pairs
 
 
 def calls(device: str, dtypes: tuple[torch.dtype, ...]) -> list[tuple[Op, Sample, str]]:

@@ -12,7 +12,6 @@ import torch
 from fused_ops._torch.spec import REGISTRY, Case, Op
 
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-MATMUL_OPS = ("linear", "linear_fp8", "gated_linear", "mlp", "attention")
 PASSES = ("fwd", "train_fwd", "bwd", "fwd+bwd")
 LATENCY_ROWS = 256
 """Cases with at most this many rows are latency cases: for them the wall time of a call is measured too."""
@@ -45,7 +44,7 @@ class Task:
 
     @property
     def is_matmul(self) -> bool:
-        return self.spec.name in MATMUL_OPS
+        return self.spec.roles.multiplies
 
     def work(self) -> tuple[int, int]:
         """(bytes, FLOPs) that the pass needs at the least."""
@@ -94,7 +93,7 @@ def all_tasks() -> Iterator[Task]:
         for case in spec.bench.cases():
             for pass_ in passes:
                 # Elsewhere a forward that records gradients runs the same kernels; a matmul stores its pre-activation.
-                if pass_ != "train_fwd" or spec.name in MATMUL_OPS:
+                if pass_ != "train_fwd" or spec.roles.multiplies:
                     yield Task(spec, case, pass_, "kernel")
             if case.shape[0] <= LATENCY_ROWS:
                 for pass_ in ("fwd", "fwd+bwd"):

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from .environment import ROOT
+from .headline import headline_ops
 from .models import MODELS
 from .provider import missing
 from .record import Recorder, spread
@@ -84,7 +85,7 @@ def test_torch_compile(who: str, benchmark: Any, recorder: Recorder, tmp_path: P
 
 
 @pytest.mark.benchmark(timer=CLOCK)
-@pytest.mark.parametrize("op", ["softmax", "layer_norm", "linear"])
+@pytest.mark.parametrize("op", headline_ops()[:3])
 def test_kernel_compile(op: str, benchmark: Any, recorder: Recorder, tmp_path: Path) -> None:
     """One Triton kernel compiled for sm_90 with an empty cache, the start of Python and the imports included."""
     samples = [_cpu_seconds(KERNEL.format(op=op), tmp_path / str(i)) for i in range(3)]

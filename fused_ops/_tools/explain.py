@@ -18,6 +18,7 @@ from .._runtime.launch_path import launch_path
 from .._torch.compile import COMPILE_WITH_ATEN
 from .._torch.spec import REGISTRY, Op
 from .forecast import forecast, gpu_named
+from .forecast.model import SIZES
 
 # Dense FLOP a clock an SM for (16-bit with fp32 accumulation, TF32, fp32), from NVIDIA's architecture white papers.
 _RATES = {
@@ -179,10 +180,10 @@ def forecast_of(op: str, raw: tuple[Any, ...], gpu: str) -> tuple[float, str] | 
     raw: the operator's arguments. Softmax over another dimension than the last has no model.
     """
     coefficients, x = gpu_named(gpu), raw[0]
-    if coefficients is None or not x.numel() or (op == "softmax" and raw[1] != 1):
+    if coefficients is None or not x.numel() or op not in SIZES or (op == "softmax" and raw[1] != 1):
         return None
     rows = (x.numel() // x.shape[-1], x.shape[-1])
-    if op in ("softmax", "layer_norm"):
+    if SIZES[op] == 2:
         shape, activation, pass_ = rows, "none", "fwd"
     elif op == "linear":
         shape, activation, pass_ = (rows[0], *raw[1].shape), raw[3], "train_fwd" if raw[4] else "fwd"

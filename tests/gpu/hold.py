@@ -12,14 +12,13 @@ from fused_ops.testing import ContractMode
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 DTYPE_IDS = ("bf16", "fp16", "fp32")
-ROW_OPS = ("softmax", "layer_norm", "layer_norm_fp8")
 HELD_BYTES = 120  # at the most, for each element of an op's input or output, while its fp64 reference is compared
 
 
 def memory_held(spec: Op, case: Case) -> int:
     """The most bytes of device memory that `hold` takes for a benchmark case, estimated. A row op counts x or y, not both."""
     elements = spec.bench.bytes(case)[0] // case.dtype.itemsize
-    return elements * HELD_BYTES // (2 if spec.name in ROW_OPS else 1) + (1 << 29)
+    return elements * HELD_BYTES // (1 if spec.roles.multiplies else 2) + (1 << 29)
 
 
 def on_gpu(value: Any) -> Any:

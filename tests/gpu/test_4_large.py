@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fused_ops._torch.spec import REGISTRY, Case, Op
-from tests.gpu.hold import ROW_OPS
 from tests.gpu.sampled import hold_sampled
 from tests.gpu.test_4_contract import fits_whole
 
@@ -20,7 +19,7 @@ OTHER_DTYPES = ("linear-llama3_8b_gelu_tanh-float16", "linear-llama3_8b_gelu-flo
 def memory_sampled(spec: Op, case: Case) -> int:
     """The most bytes of device memory that one case takes, estimated: what is moved, and weights and some rows in fp64."""
     forward, backward = spec.bench.bytes(case)
-    if spec.name in ROW_OPS:
+    if not spec.roles.multiplies:
         return 3 * max(forward, backward) + (2 << 30)
     _, N, K = case.shape
     weights = {"gated_linear": 2, "mlp": 2}.get(spec.name, 1) * N * K
@@ -34,7 +33,7 @@ def cases() -> list[Any]:
         for case in spec.bench.cases():
             label = f"{name}-{case.name}-{str(case.dtype)[6:]}"
             wanted = case.dtype in (torch.bfloat16, torch.float8_e4m3fn) or label in OTHER_DTYPES
-            small = name not in ROW_OPS or max(spec.bench.bytes(case)) <= MOST_BYTES
+            small = spec.roles.multiplies or max(spec.bench.bytes(case)) <= MOST_BYTES
             if wanted and small and not fits_whole(spec, case):
                 found.append(pytest.param(name, case, id=label, marks=pytest.mark.memory(memory_sampled(spec, case))))
     return found

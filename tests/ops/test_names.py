@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from bench import check, goals, modules
+from bench import goals, modules
 from bench.providers import peers
 from fused_ops._fuse import engine, patterns
 from fused_ops._runtime.tuned_kernels import KERNELS
@@ -51,7 +51,6 @@ def _table(provider: type[peers._Library], monkeypatch: pytest.MonkeyPatch) -> s
 def test_no_list_names_an_op_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     lists = {
         "bench.goals": {op for goal in goals.GOALS for op in goal.ops},
-        "bench.check": set(check.ROW_OPS),
         "bench.modules": set(modules._BUILDERS),
         "fuse(ops=)": {*engine.OPS, *(op.removeprefix("bare_") for op in engine.OPTIONAL_OPS)},
         "fuse, patterns": set(patterns.PATTERNS),
