@@ -28,13 +28,6 @@ from fused_ops._torch.spec import REGISTRY, Op, Sample
 from .environment import ROOT, alone
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# Beginnings of sample names, what stresses addressing most first: TMA descriptors whose tiles overhang, K in parts, rows in
-# chunks or packed, other dimensions than the last, views.
-PICK = (
-    "descriptors_recompute", "descriptors", "small_m_long_k", "long_k", "long_row", "long_masked", "inner", "wide", "sliced",
-    "offset", "transposed", "rows(37", "rows(9", "rows(33", "gelu", "silu",
-)  # fmt: skip
-MOST = 7  # samples an op and dtype
 CALLED = re.compile(r"^call (\d+): ", re.MULTILINE)
 FOUND = re.compile(r"(?:ERROR SUMMARY: |SUMMARY: )(\d+) (?:error|hazard)")
 # Torch's pool of memory would hide an access beyond a tensor's end. The variable is read when CUDA is first used.
@@ -42,11 +35,11 @@ UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
 def subset(spec: Op, device: str, dtype: torch.dtype) -> Iterator[Sample]:
-    """At most MOST samples: the first of each name in PICK, and a row of a length that no sample has."""
-    samples = {s.name: s for s in spec.samples(device, dtype)}
-    found = (next((name for name in samples if name.startswith(pick)), None) for pick in PICK)
-    names = [name for name in dict.fromkeys(found) if name is not None]
-    yield from (samples[name] for name in names[:MOST])
+    """The samples that stress addressing, and rows of a length that no sample has.
+
+    The last of an op's samples come first: they are the longest rows, the views, what TMA descriptors and parts of K are for.
+    """
+    yield from reversed([sample for sample in spec.samples(device, dtype) if "addressing" in sample.tags])
     if spec.tuned is not None and spec.tuned.clustered and dtype is torch.float32:  # a cluster's, where they run
         yield Sample("cluster", *spec.bench.make(device, (1, 65536), dtype, None))
     if spec.tuned is not None and "packed" in spec.tuned.variants:

@@ -17,11 +17,16 @@ REGISTRY: dict[str, Op] = {}
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample input: the arguments of one call of a public function, under a name that says what is special about it."""
+    """A sample input: the arguments of one call of a public function, under a name that says what is special about it.
+
+    tags: what it can serve for. "basic": the small ordinary call, one of each op. "smooth": small, finite, and smooth enough
+    for finite differences. "addressing": its kernels address memory in a way of their own: what sanitizers run.
+    """
 
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
+    tags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,10 @@ class Op:
         return forward, Raw(
             f"{self.name}_bwd", back.schema, back.reference, back.launch, back.bound, back.roles, back.tuned, forward=False
         )
+
+    def example(self, device: str, dtype: torch.dtype) -> Sample:
+        """The sample that is tagged "basic": a small ordinary call."""
+        return next(sample for sample in self.samples(device, dtype) if "basic" in sample.tags)
 
     @property
     def fwd(self) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._torch.spec import AuditCase
+from .._torch.spec import AuditCase, Sample
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 TRITON_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8e4nv"}
@@ -19,6 +21,39 @@ def randn(*shape: int, device: str, dtype: torch.dtype, seed: int = 0, scale: fl
     generator = torch.Generator().manual_seed(seed + 7919 * len(shape))
     values = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale + offset
     return values.to(device=device, dtype=dtype)
+
+
+_Samples = Callable[[str, torch.dtype], Iterator[Sample]]
+SMALL = 1000  # elements of a tensor that finite differences are taken of
+
+
+def tagged(basic: str, addressing: Iterable[str], rough: Iterable[str] = ()) -> Callable[[_Samples], _Samples]:
+    """Decorator of an op's samples that gives them their tags.
+
+    basic, addressing: the samples, by name, that get the tag. rough: those that are not smooth, though small and finite.
+    """
+    stress, kinks = frozenset(addressing), frozenset(rough)
+
+    def decorate(samples: _Samples) -> _Samples:
+        @functools.wraps(samples)
+        def with_tags(device: str, dtype: torch.dtype) -> Iterator[Sample]:
+            for sample in samples(device, dtype):
+                has = {
+                    "basic": sample.name == basic,
+                    "addressing": sample.name in stress,
+                    "smooth": sample.name not in kinks and _is_smooth(sample),
+                }
+                yield dataclasses.replace(sample, tags=frozenset(tag for tag, holds in has.items() if holds))
+
+        return with_tags
+
+    return decorate
+
+
+def _is_smooth(sample: Sample) -> bool:
+    tensors = [a for a in sample.args if isinstance(a, Tensor)]
+    ordinary = all(0 < t.numel() <= SMALL and t.is_floating_point() and t.dtype.itemsize > 1 for t in tensors)
+    return ordinary and sample.kwargs.get("dtype") is None and all(bool(t.isfinite().all()) for t in tensors)
 
 
 def audit_case(

@@ -40,6 +40,13 @@ def test_generators_yield(spec: Op) -> None:
     assert all(isinstance(s, Sample) for s in samples)
     assert all(isinstance(e, ErrorSample) for e in errors)
     assert len({s.name for s in samples}) == len(samples)
+    tags = [tag for sample in samples for tag in sample.tags]
+    assert set(tags) <= {"basic", "smooth", "addressing"}
+    assert tags.count("basic") == 1
+    assert tags.count("addressing") >= 3
+    assert tags.count("smooth") >= 4 or not spec.trains
+    example = spec.example("cpu", torch.bfloat16)
+    assert all(a.numel() > 0 for a in example.args if isinstance(a, torch.Tensor))
     cases = list(spec.bench.cases())
     assert cases
     for case in cases:

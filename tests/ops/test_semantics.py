@@ -36,7 +36,7 @@ def test_softmax_of_a_scalar() -> None:
 def test_meta_tensors(name: str) -> None:
     """Shapes without data, as accelerate and FLOP counters use them; torch has no autocast for the meta device."""
     spec = REGISTRY[name]
-    sample = next(s for s in spec.samples("cpu", torch.float32) if s.args[0].numel())
+    sample = spec.example("cpu", torch.float32)
     args = [a.to("meta").requires_grad_() if isinstance(a, torch.Tensor) else a for a in sample.args]
     out = spec.public(*args, **sample.kwargs)
     assert out.is_meta
@@ -106,8 +106,7 @@ def test_opcheck(name: str) -> None:
 
     wanted = 0
     for sample in spec.samples("cpu", torch.float32):
-        tensors = [a for a in sample.args if isinstance(a, torch.Tensor)]
-        if wanted < 4 and all(0 < t.numel() <= 1000 and t.is_floating_point() and t.isfinite().all() for t in tensors):
+        if wanted < 4 and "smooth" in sample.tags:
             wanted += 1
             args = [a.detach().requires_grad_() if isinstance(a, torch.Tensor) else a for a in sample.args]
             with Recorder():

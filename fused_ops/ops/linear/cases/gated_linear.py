@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
-from ...case_builders import audit_case, cross, randn
+from ...case_builders import audit_case, cross, randn, tagged
 from .matmul import SMS, matmul_case, unaligned
 
 
+@tagged("silu", addressing=("descriptors", "sliced", "transposed", "gelu", "silu"), rough=("relu", "relu2"))
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Every activation, biases present and absent, sizes that are no multiples of a tile, any rank, every layout."""
 

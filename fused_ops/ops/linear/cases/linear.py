@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Roles, Sample
-from ...case_builders import audit_case, cross, randn
+from ...case_builders import audit_case, cross, randn, tagged
 from .matmul import SMS, matmul_case, unaligned
 
 _NAMES = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "relu2")
 
 
+@tagged("gelu", addressing=("descriptors", "long_k", "sliced", "transposed", "gelu", "silu"), rough=("relu", "relu2"))
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Every activation, sizes that are no multiples of a tile, any rank, every layout."""
 

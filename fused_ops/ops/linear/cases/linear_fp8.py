@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
-from ...case_builders import randn
+from ...case_builders import randn, tagged
 from .matmul import SMS, matmul_case
 
 _FP8 = torch.float8_e4m3fn
@@ -24,6 +24,7 @@ def quantise(x: Tensor, row_wise: bool) -> tuple[Tensor, Tensor]:
     return (x.float() / (scale.unsqueeze(-1) if row_wise else scale)).to(_FP8), scale
 
 
+@tagged("gelu", addressing=("descriptors", "small_m_long_k", "transposed", "gelu", "silu"))
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Both kinds of scales, activations, sizes that are no multiples of a tile, layouts. dtype: of the bias and output."""
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
-from ...case_builders import audit_case, randn
+from ...case_builders import audit_case, randn, tagged
 from . import linear
 from .matmul import SMS, matmul_case, unaligned
 
 
+@tagged("gelu", addressing=("descriptors_recompute", "descriptors", "transposed", "gelu", "silu"), rough=("relu", "relu2"))
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Every activation with and without recomputation, absent biases, sizes that are no multiples of a tile, layouts."""
 

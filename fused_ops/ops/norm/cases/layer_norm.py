@@ -10,9 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
-from ...case_builders import audit_case, cross, randn
+from ...case_builders import audit_case, cross, randn, tagged
 
 
+@tagged(
+    "rows(37, 63)",
+    addressing=("long_row", "wide_bwd", "sliced", "offset_view", "transposed", "rows(37, 63)", "rows(9, 257)"),
+    rough=("eps_negative",),
+)
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Shapes that are no powers of two, any normalized_shape, absent parameters, every layout, hard values."""
 

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
-from ...case_builders import audit_case, cross, randn
+from ...case_builders import audit_case, cross, randn, tagged
 from . import layer_norm
 
 _LARGEST, _LEAST_TOP = 448.0, 1e-12
 
 
+@tagged(
+    "rows(37, 63)", addressing=("long_row", "wide_bwd", "sliced", "offset_view", "transposed", "rows(37, 63)", "rows(9, 257)")
+)
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """fused_layernorm's, rows of zeros, a bias far above the rest of its row, and rows that take three passes."""
 

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
-from ...case_builders import audit_case, cross, randn
+from ...case_builders import audit_case, cross, randn, tagged
 
 INF, NAN = float("inf"), float("nan")
 
 
+@tagged("rows(7, 255)", addressing=("long_row", "long_masked", "inner_long", "wide_range", "sliced", "offset", "transposed"))
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Shapes that are no powers of two, every dim, every layout, and the values that break softmaxes."""
 
