@@ -7,6 +7,7 @@ in this process likewise.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from fused_ops._tools.audit_cases import audit_cases
 
 from .environment import ROOT
 from .headline import headline_ops
@@ -36,14 +39,9 @@ torch.compile(f, fullgraph=True)(x, w, b)
 """
 CALLS = {"eager": "F.layer_norm(x, (256,), w, b)", "ours": "fused_ops.fused_layernorm(x, (256,), w, b)"}
 KERNEL = """
-import fused_ops, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-case = next(c for c in fused_ops.REGISTRY[{op!r}].audit((9, 0)) if c.dtype == "bf16")
-attrs = {{(case.kernel.arg_names.index(k),): [["tt.divisibility", 16]] for k, v in case.signature.items() if v.endswith(":16")}}
-signature = {{k: v.removesuffix(":16") for k, v in case.signature.items()}} | {{k: "constexpr" for k in case.constexprs}}
-source = ASTSource(case.kernel, signature, constexprs=case.constexprs, attrs=attrs)
-triton.compile(source, target=GPUTarget("cuda", 90, 32), options={{"num_warps": case.num_warps, "num_stages": case.num_stages}})
+import fused_ops
+from fused_ops.kernels import aot
+aot.compiled_case({case!r})
 """
 
 
@@ -88,7 +86,9 @@ def test_torch_compile(who: str, benchmark: Any, recorder: Recorder, tmp_path: P
 @pytest.mark.parametrize("op", headline_ops()[:3])
 def test_kernel_compile(op: str, benchmark: Any, recorder: Recorder, tmp_path: Path) -> None:
     """One Triton kernel compiled for sm_90 with an empty cache, the start of Python and the imports included."""
-    samples = [_cpu_seconds(KERNEL.format(op=op), tmp_path / str(i)) for i in range(3)]
+    forward = re.compile(rf"{op}_(?!.*bwd).*kernel")
+    case = audit_cases((90,), lambda case: case["dtype"] == "bf16" and forward.fullmatch(case["kernel"]) is not None)[0]
+    samples = [_cpu_seconds(KERNEL.format(case=case), tmp_path / str(i)) for i in range(3)]
     _report(benchmark, recorder, samples, f"kernel_sm90_{op}", "ours", "one forward kernel in bf16, imports included")
 
 

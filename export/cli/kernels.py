@@ -37,11 +37,14 @@ def audit(
     python: Annotated[
         Optional[str], typer.Option(help="Interpreter whose Triton compiles; it needs no torch. By default this one.")
     ] = None,
+    write_table: Annotated[
+        bool, typer.Option("--write-table", help="First write what is found to the table of programs an SM holds.")
+    ] = False,
 ) -> None:
     """Compile every kernel ahead of time, with no GPU, and show what it costs: registers, spills, memory access.
 
     Exits with 1 if a kernel spills, needs more shared memory than there is, loads aligned rows in less than 128 bits,
-    or does not compile. Kernels that need a later Triton than the one that compiles (clusters) are skipped.
+    does not compile, or if an SM holds fewer programs of it than fused_ops/_tools/occupancy.csv says for this Triton. Kernels that need a later Triton than the one that compiles (clusters) are skipped.
     """
     from ..._tools import audit as audit_module
 
@@ -49,7 +52,11 @@ def audit(
         architectures = audit_module.parse_architectures(arch)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--arch") from None
-    cases = audit_module.audit_cases(architectures, lambda case: kernel in case.kernel.fn.__name__)
+    try:
+        cases = audit_module.audit_cases(architectures, lambda case: kernel in case["kernel"])
+    except RuntimeError as error:
+        typer.echo(f"fused-ops audit: {error}", err=True)
+        raise typer.Exit(2) from None
     if not cases:
         raise typer.BadParameter(f"no kernel's name contains {kernel!r}", param_hint="--kernel")
     with _progress() as progress:
@@ -59,6 +66,12 @@ def audit(
         except (OSError, RuntimeError) as error:
             progress.stop()
             typer.echo(f"fused-ops audit: {error}", err=True)
+            raise typer.Exit(2) from None
+    if write_table:
+        try:
+            audit_module.write_table(rows)
+        except (OSError, ValueError) as error:
+            typer.echo(f"fused-ops audit: --write-table: {error}", err=True)
             raise typer.Exit(2) from None
     version, skipped = rows[0].triton, [row.skipped for row in rows if row.skipped]
     rows = [row for row in rows if not row.skipped]

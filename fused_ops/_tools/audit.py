@@ -1,7 +1,8 @@
-"""The audit: every kernel of every SPEC compiled ahead of time for an architecture, with no GPU.
+"""The audit: every kernel that an op launches compiled ahead of time for an architecture, with no GPU.
 
-The cases come from the SPECs, which need torch; kernels/aot.py compiles them in a process of its own, which needs only
-Triton. So one installation audits every Triton version there is an interpreter for.
+audit_cases.py lists the cases, which needs torch; kernels/aot.py compiles them in a process of its own, which needs only
+Triton. So one installation audits every Triton version there is an interpreter for. occupancy.py holds how many programs of each
+an SM is to hold.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .._runtime.settings import compiling_environment
-from .._torch.spec import REGISTRY, AuditCase
-from ..kernels.config import CLUSTER_TRITON
+from . import occupancy
+from .audit_cases import ARCHITECTURES, KNOWN_ARCHITECTURES, audit_cases
+from .occupancy import Key, Table
 
-ARCHITECTURES = (80, 90, 100, 120)
-KNOWN_ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120)  # kernels/aot.py knows the limits of these
+__all__ = ["ARCHITECTURES", "KNOWN_ARCHITECTURES", "AuditRow", "audit_cases", "parse_architectures", "run_audit", "write_table"]
 JSON_KEYS = (
     "kernel", "config", "arch", "dtype", "registers", "spill_bytes", "shared_bytes", "load_bits", "store_bits", "mma", "triton",
 )  # fmt: skip
@@ -58,8 +59,13 @@ class AuditRow:
     error: str = ""
     skipped: str = ""
 
-    def findings(self) -> list[str]:
-        """What is wrong with the kernel; empty where nothing is, and where it was skipped."""
+    @property
+    def key(self) -> Key:
+        """What the table of programs an SM holds knows the kernel by."""
+        return Key(self.kernel, self.config, self.dtype, self.arch)
+
+    def findings(self, table: Table | None = None) -> list[str]:
+        """What is wrong with the kernel; empty where nothing is, and where it was skipped. table: None: the committed one."""
         if self.skipped:
             return []
         if self.error:
@@ -73,7 +79,7 @@ class AuditRow:
             found.append(f"loads {self.load_bits} bits at a time from aligned rows")
         if self.num_ctas > 1 and not self.cluster_accesses:
             found.append("shares nothing over its cluster")
-        return found
+        return found + occupancy.findings(self.key, self.triton, self.occupancy, table or occupancy.committed())
 
     def as_json(self) -> dict[str, Any]:
         """The published fields, JSON-serialisable."""
@@ -87,26 +93,6 @@ def parse_architectures(text: str) -> list[int]:
     if not all(item.isdigit() and int(item) in KNOWN_ARCHITECTURES for item in items):
         raise ValueError(f"got {text!r}, allowed: some of {', '.join(map(str, KNOWN_ARCHITECTURES))}, separated by commas")
     return list(dict.fromkeys(map(int, items)))
-
-
-def audit_cases(
-    architectures: Iterable[int] = ARCHITECTURES, select: Callable[[AuditCase], bool] = lambda _: True
-) -> list[dict[str, Any]]:
-    """The cases of every SPEC for every architecture, each configuration once, as JSON for kernels/aot.py."""
-    cases: dict[str, dict[str, Any]] = {}
-    for arch in architectures:
-        for spec in REGISTRY.values():
-            for case in filter(select, spec.audit(divmod(arch, 10))):
-                entry = {
-                    "module": case.kernel.fn.__module__.partition(".kernels.")[2], "kernel": case.kernel.fn.__name__,
-                    "config": case.config, "arch": arch, "dtype": case.dtype, "signature": case.signature,
-                    "constexprs": case.constexprs, "num_warps": case.num_warps, "num_stages": case.num_stages,
-                    "aligned": case.aligned, "num_ctas": case.num_ctas,
-                    "min_triton": list(CLUSTER_TRITON) if case.num_ctas > 1 else None,
-                }  # fmt: skip
-                same = json.dumps({k: v for k, v in entry.items() if k != "config"}, sort_keys=True)
-                cases.setdefault(same, entry)
-    return list(cases.values())
 
 
 def run_audit(
@@ -139,3 +125,14 @@ def run_audit(
             f"audit: the compiling process ended with {process.returncode} after {len(rows)} of {len(cases)} cases"
         )
     return [rows[i] for i in range(len(cases))]
+
+
+def write_table(rows: list[AuditRow]) -> None:
+    """Put the programs that an SM holds of rows, which one Triton compiled, into the committed table.
+
+    rows: all configurations of their (kernel, arch) pairs. Raises ValueError on a Triton without a column.
+    """
+    found = {row.key: row.occupancy for row in rows if not row.skipped and not row.error}
+    column = occupancy.minor(rows[0].triton)
+    occupancy.save(occupancy.updated(occupancy.load(), column, [row.key for row in rows], found))
+    occupancy.committed.cache_clear()

@@ -146,7 +146,7 @@ def listed(gpu: Gpu, dispatched: bool = False) -> Iterator[list[Launch]]:
         )
         return True
 
-    replaced: list[tuple[Any, str, Any]] = [
+    replacements: list[tuple[Any, str, Any]] = [
         (launch, "_recorder", record),
         (device, "_cuda_properties", lambda _: (gpu.capability, gpu.sms)),
         (torch.cuda, "is_available", lambda: True),  # asking would start the driver, and so would False
@@ -156,13 +156,13 @@ def listed(gpu: Gpu, dispatched: bool = False) -> Iterator[list[Launch]]:
         (FakeTensor, "data_ptr", _address),
     ]
     if not dispatched:
-        replaced += [
+        replacements += [
             (eager, "_ORDINARY_TYPES", eager._ORDINARY_TYPES | {FakeTensor}),
             (eager, "_modes", lambda: 0),
         ]
     with contextlib.ExitStack() as stack:
-        for owner, name, value in replaced:
-            stack.enter_context(_replaced(owner, name, value))
+        for owner, name, value in replacements:
+            stack.enter_context(replaced(owner, name, value))
         forget_plans()
         stack.callback(forget_plans)
         stack.enter_context(_tables_of(gpu))
@@ -213,7 +213,7 @@ def _address(tensor: Tensor) -> int:
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """owner.name = value, until the block ends. A name that owner has only by inheritance is removed then."""
     missing = object()
     before = vars(owner).get(name, missing)

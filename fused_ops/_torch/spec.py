@@ -107,21 +107,6 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class AuditCase:
-    """One ahead-of-time compilation: a kernel with the signature and constants of one launch."""
-
-    kernel: Any
-    config: str
-    dtype: str
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    num_warps: int
-    num_stages: int
-    aligned: bool = True
-    num_ctas: int = 1
-
-
-@dataclass(frozen=True)
 class Roles:
     """What each argument and each output of a raw operator is: how it is sharded and what it multiplies follow from it.
 
@@ -197,8 +182,9 @@ class Op:
 
     public: the function users call. torch_fn: the eager baseline, what PyTorch users write today, with the same arguments.
     schema, reference, launch, bound: the raw forward operator. reference is pure ATen, and serves as CPU implementation,
-    fake and ONNX decomposition. roles: what the raw forward operator's arguments and outputs are. backward: the raw backward operator, None for an op without gradients. samples: called with
-    (device, dtype). errors: called with (device). audit: called with (capability).
+    fake and ONNX decomposition. roles: what the raw forward operator's arguments and outputs are. backward: the raw backward
+    operator, None for an op without gradients. samples: called with (device, dtype). errors: called with (device). audit: called with (device),
+    gives the calls whose launches, forward and backward, are compiled ahead of time; a name says what is special, or "".
 
     None where an op has none: onnx, called with (a builder of ONNX operators, their opset), returns the function that
     torch.onnx calls in place of the raw forward operator; it raises ValueError for what ONNX cannot say. module: the torch.nn
@@ -218,7 +204,7 @@ class Op:
     samples: Callable[[str, torch.dtype], Iterator[Sample]]
     errors: Callable[[str], Iterator[ErrorSample]]
     bench: Bench
-    audit: Callable[[tuple[int, int]], Iterator[AuditCase]]
+    audit: Callable[[str], Iterator[Sample]]
     onnx: Callable[[Any, int], Callable[..., Any]] | None = None
     module: type[nn.Module] | None = None
     tuned: Tuned | None = None

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._torch.spec import AuditCase, Sample
+from .._torch.spec import Sample
 
+INFERENCE = "inference"  # the name of audited calls that need no gradient
 HALF_DTYPES = (torch.bfloat16, torch.float16)
-TRITON_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8e4nv"}
 
 
 def randn(*shape: int, device: str, dtype: torch.dtype, seed: int = 0, scale: float = 1.0, offset: float = 0.0) -> Tensor:
@@ -56,33 +57,11 @@ def _is_smooth(sample: Sample) -> bool:
     return ordinary and sample.kwargs.get("dtype") is None and all(bool(t.isfinite().all()) for t in tensors)
 
 
-def audit_case(
-    kernel: Any, config: str, dtype: torch.dtype, args: dict[str, Any], constexprs: dict[str, Any],
-    num_warps: int, num_stages: int = 1, aligned: bool | None = None, num_ctas: int = 1,
-) -> AuditCase:  # fmt: skip
-    """One ahead-of-time compilation, specialised as a launch would be.
-
-    args: name -> "*x" (a pointer to the case's dtype), another Triton type, or an int for an i32 size or stride. An int of
-    1 becomes a constant, and a multiple of 16 is marked by ":16". aligned: whether 128-bit loads are due; by default where
-    every stride is a multiple of 16.
-    """
-    name = TRITON_NAMES[dtype]
-    signature: dict[str, str] = {}
-    constants = dict(constexprs)
-    for key, value in args.items():
-        if isinstance(value, int) and value == 1:
-            constants[key] = 1
-        elif isinstance(value, int):
-            signature[key] = "i32:16" if value % 16 == 0 else "i32"
-        elif value == "*x":
-            signature[key] = f"*{name}:16"
-        else:
-            signature[key] = value + ":16" if value.startswith("*") else value
-    if aligned is None:
-        aligned = all(v.endswith(":16") for k, v in signature.items() if k.startswith("stride"))
-    if num_ctas > 1:
-        config += f" clusters of {num_ctas}"
-    return AuditCase(kernel, config, name, signature, constants, num_warps, num_stages, aligned, num_ctas)
+def empty(*shape: int, device: str, dtype: torch.dtype, start: int = 0) -> Tensor:
+    """Uninitialised and contiguous, start elements after an aligned address."""
+    if not start:
+        return torch.empty(shape, device=device, dtype=dtype)
+    return torch.empty(start + math.prod(shape), device=device, dtype=dtype)[start:].view(shape)
 
 
 def cross(first: Iterable[Any], second: Iterable[Any]) -> list[tuple[Any, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
-from ...case_builders import audit_case, cross, randn, tagged
-from .matmul import SMS, matmul_case, unaligned
+from ...._torch.spec import Bench, Case, ErrorSample, Expected, Headline, Sample
+from ...case_builders import INFERENCE, cross, empty, randn, tagged
+from .matmul import operand
 
 
 @tagged("silu", addressing=("descriptors", "sliced", "transposed", "gelu", "silu"), rough=("relu", "relu2"))
@@ -163,47 +164,22 @@ BENCH = Bench(
 )
 
 
-def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
-    """Every tile of both passes, with erf's gate, both biases, and the pre-activations stored."""
-    from ....kernels.linear import linear_bwd, linear_gated, linear_gated_bwd
-    from ....kernels.linear.linear_config import linear_config
+def audit(device: str) -> Iterator[Sample]:
+    """Shapes that take every tile, forward and backward, with erf's gate and both biases; then what surrounds products."""
 
-    flags = {"ACT": "gelu", "HAS_BG": True, "HAS_BU": True, "SAVE_PRE": True, "X_T": False, "W_T": False, "B_T": False}
+    def call(layout: str, M: int, N: int, K: int, activation: str = "gelu", dtype: torch.dtype = torch.bfloat16) -> Sample:
+        x, *weights = (operand(rows, K, layout, device, dtype) for rows in (M, N, N))
+        biases = [empty(weights[0].shape[0], device=device, dtype=dtype, start=int(layout == "odd")) for _ in range(2)]
+        return Sample(layout, (x, *weights, activation, *biases))
+
     shapes = ((16, 14336, 4096), (64, 14336, 4096), (128, 1024, 4096), (16384, 3072, 768))
-    dtype = torch.bfloat16  # fp32 products are cuBLAS's on a GPU
-    for M, N, K in shapes:
-        args: dict[str, Any] = {
-            f"{p}_ptr": "*x" for p in ("x", "wg", "wu", "bg", "bu", "y", "g", "u", "a", "b", "c", "d", "out")
-        }
-        args |= {"M": M, "N": N, "K": K, "stride_xm": K, "stride_xk": 1, "stride_gn": K, "stride_gk": 1, "stride_un": K}
-        args |= {"stride_uk": 1, "stride_bg": 1, "stride_bu": 1, "stride_ym": N, "stride_x": K, "stride_g": K, "stride_u": K}
-        args |= {"stride_b": N, "stride_d": N, "stride_bk": N, "stride_bn": 1, "stride_dk": N, "stride_dn": 1}
-        for access in ("tma", "aligned", "any"):
-            config = linear_config(M, N, K, dtype.itemsize, capability, SMS, access, "gated")
-            backward = linear_config(M, N, K, dtype.itemsize, capability, SMS, access)
-            label = "any " if access == "any" else ""
-            given = unaligned(args, dtype) if access == "any" else args
-            tma = config.kind == "tma"
-            yield matmul_case(
-                linear_gated.gated_linear_fwd_tma_kernel if tma else linear_gated.gated_linear_fwd_kernel,
-                config, dtype, given, flags, label,
-            )  # fmt: skip
-            if backward.kind != "split_k":
-                yield matmul_case(
-                    linear_gated_bwd.product_sum_tma_kernel if tma else linear_gated_bwd.product_sum_kernel,
-                    backward, dtype, given, flags, label,
-                )  # fmt: skip
+    swapped = [(M, K, N) for M, N, K in shapes]  # so that dx has the others' shape
+    for layout, shape in cross(("", "odd"), (*shapes, *swapped)):
+        yield call(layout, *shape)
+    yield call("transposed", 16384, 3072, 768)
+    for shape in (shapes[0], shapes[-1]):
+        yield dataclasses.replace(call("", *shape), name=INFERENCE)
     for activation, dtype in cross(("gelu", "silu"), (torch.bfloat16, torch.float32)):
-        args = {f"{p}_ptr": "*x" for p in ("dy", "g", "u", "dg", "du")}
-        args |= {
-            "part_ptr": "*fp32",
-            "M": 16384,
-            "N": 3072,
-            "P": 43,
-            "rows_per_program": 384,
-            "stride_dym": 3072,
-            "stride_dyn": 1,
-        }
-        constexprs = {"ACT": activation, "NEED_DB": True, "BLOCK_M": linear_bwd.ACT_BWD_BLOCK_M}
-        constexprs["BLOCK_N"] = linear_bwd.ACT_BWD_BLOCK_N
-        yield audit_case(linear_gated_bwd.gate_bwd_kernel, activation, dtype, args, constexprs, linear_bwd.ACT_BWD_WARPS)
+        yield call("", 16384, 3072, 768, activation, dtype)
+    x, wg, wu = (empty(*shape, device=device, dtype=torch.bfloat16) for shape in ((16384, 768), (3072, 768), (3072, 768)))
+    yield Sample("frozen weights", (x.requires_grad_(), wg, wu, "silu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Roles, Sample
-from ...case_builders import audit_case, cross, randn, tagged
-from .matmul import SMS, matmul_case, unaligned
+from ...._torch.spec import Bench, Case, ErrorSample, Expected, Headline, Roles, Sample
+from ...case_builders import INFERENCE, cross, empty, randn, tagged
+from .matmul import operand
 
 _NAMES = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "relu2")
 
@@ -181,42 +182,22 @@ BENCH = Bench(
 )
 
 
-def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
-    """Every tile that the chooser returns, with the costliest activation and the pre-activation stored."""
-    from ....kernels.linear import linear, linear_bwd, linear_splitk, linear_tma
-    from ....kernels.linear.linear_config import linear_config
+def audit(device: str) -> Iterator[Sample]:
+    """Shapes that take every tile, with erf's gelu; then the largest with other activations, and what surrounds fp32 products."""
 
-    flags = {"ACT": "gelu", "HAS_BIAS": True, "SAVE_PRE": True, "HAS_SCALE": False, "X_T": False, "W_T": False}
+    def call(layout: str, M: int, N: int, K: int, activation: str | None, dtype: torch.dtype = torch.bfloat16) -> Sample:
+        x, w = (operand(rows, K, layout, device, dtype) for rows in (M, N))
+        bias = empty(w.shape[0], device=device, dtype=dtype, start=int(layout == "odd"))
+        return Sample(layout, (x, w, bias, activation))
+
     shapes = ((16, 14336, 4096), (32, 14336, 4096), (64, 14336, 4096), (64, 4096, 256), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 1024),
               (2048, 1024, 4096), (16384, 3072, 768))  # fmt: skip
-    for (M, N, K), dtype in cross(shapes, (torch.bfloat16, torch.float32)):
-        args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y", "pre")}
-        args |= {"xs_ptr": "*x", "ws_ptr": "*x", "part_ptr": "*fp32", "M": M, "N": N, "K": K, "k_per_split": 256}
-        args |= {"stride_xm": K, "stride_xk": 1, "stride_wn": K, "stride_wk": 1, "stride_b": 1, "stride_ym": N}
-        args |= {"stride_xs": 0, "stride_ws": 0, "stride_x": K, "stride_w": K, "stride_y": N}
-        for access in ("tma", "aligned", "any"):
-            config = linear_config(M, N, K, dtype.itemsize, capability, SMS, access)
-            label = "any " if access == "any" else ""
-            given = unaligned(args, dtype) if access == "any" else args
-            if config.kind == "tma":
-                yield matmul_case(linear_tma.linear_fwd_tma_kernel, config, dtype, args, flags)
-                yield matmul_case(
-                    linear_tma.linear_fwd_tma_kernel, config, dtype, args, flags | {"X_T": True, "W_T": True}, "T "
-                )
-            elif config.kind == "split_k":
-                yield matmul_case(linear_splitk.linear_split_k_kernel, config, dtype, given, flags, label)
-            else:
-                yield matmul_case(linear.linear_fwd_kernel, config, dtype, given, flags, label)
-    for dtype in (torch.bfloat16, torch.float32):
-        args = {f"{p}_ptr": "*x" for p in ("b", "y", "pre", "xs", "ws")}
-        args |= {"part_ptr": "*fp32", "M": 16, "N": 14336, "S": 2, "stride_b": 1, "stride_xs": 0, "stride_ws": 0}
-        constexprs = {k: flags[k] for k in ("ACT", "HAS_BIAS", "SAVE_PRE", "HAS_SCALE")}
-        yield audit_case(
-            linear_splitk.linear_reduce_kernel, "gelu", dtype, args, constexprs | {"BLOCK": linear_splitk.reduce_block(4)}, 4
-        )
-    for activation, dtype in cross(("gelu", "gelu_tanh", "tanh", "none"), (torch.bfloat16, torch.float32)):
-        args = {"dy_ptr": "*x", "saved_ptr": "*x", "dpre_ptr": "*x", "db_part_ptr": "*fp32", "M": 16384, "N": 3072}
-        args |= {"rows_per_program": 384, "stride_dym": 3072, "stride_dyn": 1, "stride_sm": 3072, "stride_dpm": 3072}
-        constexprs = {"ACT": activation, "NEED_DPRE": activation != "none", "NEED_DB": True}
-        constexprs |= {"BLOCK_M": linear_bwd.ACT_BWD_BLOCK_M, "BLOCK_N": linear_bwd.ACT_BWD_BLOCK_N}
-        yield audit_case(linear_bwd.linear_act_bwd_kernel, activation, dtype, args, constexprs, linear_bwd.ACT_BWD_WARPS)
+    for layout, (M, N, K) in [*cross(("", "odd"), shapes), *cross(("transposed",), shapes[3:])]:
+        yield call(layout, M, N, K, "gelu")
+    for M, N, K in (shapes[0], shapes[4], shapes[-1]):
+        yield dataclasses.replace(call("", M, N, K, "gelu"), name=INFERENCE)
+    for activation, dtype in cross(("gelu", "gelu_tanh", "tanh", None), (torch.bfloat16, torch.float32)):
+        yield call("", 16384, 3072, 768, activation, dtype)
+    yield call("", 16384, 3072, 768, "gelu", torch.float16)
+    x, w = operand(16384, 768, "", device, torch.bfloat16), operand(3072, 768, "", device, torch.bfloat16)
+    yield Sample("frozen weight", (x.requires_grad_(), w, None, "gelu"))

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
-from ...case_builders import randn, tagged
-from .matmul import SMS, matmul_case
+from ...._torch.spec import Bench, Case, ErrorSample, Expected, Headline, Sample
+from ...case_builders import empty, randn, tagged
+from .matmul import operand
 
 _FP8 = torch.float8_e4m3fn
 
@@ -145,31 +145,18 @@ BENCH = Bench(
 )
 
 
-def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
-    """Every tile for operands aligned for TMA, and for operands aligned for 128-bit loads only. None before Ada."""
-    from ....kernels.linear import linear, linear_splitk, linear_tma
-    from ....kernels.linear.linear_config import linear_config
+def audit(device: str) -> Iterator[Sample]:
+    """Shapes that take every tile, with a scale a row; then one scale for all, and operands that are not aligned."""
 
-    if capability < (8, 9):
-        return
-    for M, N, K in (
-        (16, 14336, 4096),
-        (32, 14336, 4096),
-        (64, 14336, 4096),
-        (128, 1024, 4096),
-        (512, 2048, 1024),
-        (4096, 4096, 4096),
-    ):
-        for access in ("tma", "aligned"):
-            config = linear_config(M, N, K, 1, capability, SMS, access, "fp8")
-            flags = {"ACT": "gelu", "HAS_BIAS": True, "SAVE_PRE": False, "HAS_SCALE": True, "X_T": False, "W_T": False}
-            flags |= {"IMPRECISE": min(128, config.block_k) if capability[0] == 9 else 0}
-            args: dict[str, Any] = {"x_ptr": "*x", "w_ptr": "*x", "xs_ptr": "*fp32", "ws_ptr": "*fp32", "part_ptr": "*fp32"}
-            args |= {f"{p}_ptr": "*bf16" for p in ("b", "y", "pre")} | {"M": M, "N": N, "K": K, "k_per_split": 256}
-            args |= {"stride_xm": K, "stride_xk": 1, "stride_wn": K, "stride_wk": 1, "stride_b": 1, "stride_ym": N}
-            args |= {"stride_xs": 1, "stride_ws": 1, "stride_x": K, "stride_w": K, "stride_y": N}
-            kernel = {
-                "tma": linear_tma.linear_fwd_tma_kernel, "split_k": linear_splitk.linear_split_k_kernel,
-                "pointer": linear.linear_fwd_kernel,
-            }[config.kind]  # fmt: skip
-            yield matmul_case(kernel, config, _FP8, args, flags)
+    def call(layout: str, M: int, N: int, K: int, one: bool = False) -> Sample:
+        x, w = (operand(rows, K, layout, device, _FP8) for rows in (M, N))
+        scales = [empty(1 if one else t.shape[0], device=device, dtype=torch.float32) for t in (x, w)]
+        bias = empty(w.shape[0], device=device, dtype=torch.bfloat16)
+        return Sample("one scale" if one else layout, (x, w, *scales, bias), {"activation": "gelu"})
+
+    shapes = ((16, 14336, 4096), (32, 14336, 4096), (64, 14336, 4096), (128, 1024, 4096), (512, 2048, 1024), (4096, 4096, 4096))
+    for shape in shapes:
+        yield call("", *shape)
+    for M, N, K in (shapes[0], shapes[-1]):
+        yield call("", M, N, K, one=True)
+        yield call("odd", M, N, K)

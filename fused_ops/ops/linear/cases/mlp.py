@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
-from ...case_builders import audit_case, randn, tagged
+from ...._torch.spec import Bench, Case, ErrorSample, Expected, Headline, Sample
+from ...case_builders import empty, randn, tagged
 from . import linear
-from .matmul import SMS, matmul_case, unaligned
+from .matmul import operand
 
 
 @tagged("gelu", addressing=("descriptors_recompute", "descriptors", "transposed", "gelu", "silu"), rough=("relu", "relu2"))
@@ -159,26 +159,19 @@ BENCH = Bench(
 )
 
 
-def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
-    """The product with the activation's derivative in its epilogue, and the activation alone, for recomputation; the
-    forward is fused_linear's."""
-    from ....kernels.linear import linear_bwd, linear_splitk, linear_tma
-    from ....kernels.linear.linear_config import linear_config
+def audit(device: str) -> Iterator[Sample]:
+    """Shapes that take every tile of the product with the activation's derivative; a hidden layer that is computed again."""
 
-    dtype = torch.bfloat16  # fp32 products are cuBLAS's on a GPU
-    for M, N, K in ((16, 14336, 4096), (64, 14336, 4096), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 768),
-                    (16384, 3072, 768)):  # fmt: skip
-        args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "saved", "dpre")}
-        args |= {"db_ptr": "*fp32", "M": M, "N": N, "K": K, "stride_xm": K, "stride_xk": 1, "stride_wn": 1, "stride_wk": N}
-        args |= {"stride_x": K, "stride_w": N}
-        for access, activation in (("tma", "gelu"), ("tma", "gelu_tanh"), ("aligned", "gelu"), ("any", "gelu")):
-            config = linear_config(M, N, K, dtype.itemsize, capability, SMS, access, "dact")
-            flags = {"ACT": activation, "NEED_DB": True, "X_T": False, "W_T": True}
-            given = unaligned(args, dtype) if access == "any" else args
-            kernel = linear_tma.linear_dact_tma_kernel if config.kind == "tma" else linear_bwd.linear_dact_kernel
-            label = f"{'any ' if access == 'any' else ''}{activation} "
-            yield matmul_case(kernel, config, dtype, given, flags, label)
-    flags = {"ACT": "gelu", "HAS_BIAS": False, "SAVE_PRE": False, "HAS_SCALE": False, "BLOCK": linear_splitk.reduce_block(2)}
-    args = {f"{p}_ptr": "*x" for p in ("part", "b", "y", "pre", "xs", "ws")} | {"M": 16384, "N": 3072, "S": 1}
-    args |= {"stride_b": 0, "stride_xs": 0, "stride_ws": 0}
-    yield audit_case(linear_splitk.linear_reduce_kernel, "gelu of what was kept", dtype, args, flags, 4)
+    def call(layout: str, M: int, H: int, N: int, activation: str, biases: bool = True, **kw: Any) -> Sample:
+        x, w1, w2 = (operand(*shape, layout, device, torch.bfloat16) for shape in ((M, 768), (H, 768), (N, H)))
+        b1, b2 = (
+            empty(w.shape[0], device=device, dtype=w.dtype, start=int(layout == "odd")) if biases else None for w in (w1, w2)
+        )
+        return Sample(layout, (x, w1, b1, w2, b2, activation), kw)
+
+    shapes = ((16, 14336, 4096), (64, 14336, 4096), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 768), (16384, 3072, 768))
+    for layout, activation in (("", "gelu"), ("", "gelu_tanh"), ("odd", "gelu")):
+        for shape in shapes:
+            yield call(layout, *shape, activation)
+    yield call("", 16384, 3072, 768, "gelu", biases=False)
+    yield call("", 16384, 3072, 768, "gelu", recompute=True)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
-from ...case_builders import audit_case, cross, randn, tagged
+from ...._torch.spec import Bench, Case, ErrorSample, Expected, Headline, Sample
+from ...case_builders import INFERENCE, cross, empty, randn, tagged
 
 
 @tagged(
@@ -158,53 +158,34 @@ BENCH = Bench(
 )
 
 
-def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
-    """Every configuration the choosers can return, by row length."""
-    from ....kernels import reduce, rows
-    from ....kernels.config import CLUSTER_TRITON, has_clusters
-    from ....kernels.norm import layer_norm, layer_norm_bwd, layer_norm_cluster
+def audit(device: str) -> Iterator[Sample]:
+    """Each row length at which a configuration changes, many rows and few, then parameters, addresses and strides."""
 
-    M, sms = 65536, 132
-    for N, dtype in cross((*_AUDIT_WHOLE, *_AUDIT_ODD), _AUDIT_DTYPES):
-        key = (M, N, dtype.itemsize, capability, sms)
-        vec, edges, same = rows.row_vectors(N, dtype.itemsize, 1, (N,))
-        whole = vec > 1 and not edges
-        config = layer_norm.layer_norm_fwd_config(*key, whole)
-        args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y")} | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
-        args |= {"N": N} if config.chunked else {"M": M, "N": N}
-        args |= {"stride_xm": N, "stride_xn": 1, "stride_ym": N, "eps": "fp32"}
-        constexprs = {"HAS_WEIGHT": True, "HAS_BIAS": True, "STATS": True, "VEC": vec, "BLOCK_N": config.block_n}
-        constexprs |= {"EDGES": edges, "SAME": same}
-        constexprs |= {} if config.chunked else {"BLOCK_M": config.block_m}
-        kernel = layer_norm.layer_norm_fwd_chunked_kernel if config.chunked else layer_norm.layer_norm_fwd_kernel
-        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=whole)
-        if edges:  # w and b, at any offset, take narrow loads, two for each element of x: so the widths are judged without
-            constexprs |= {"HAS_WEIGHT": False, "HAS_BIAS": False}
-            yield audit_case(kernel, f"N={N} no affine", dtype, args, constexprs, config.num_warps, aligned=True)
-        vec = rows.whole_vectors(N, dtype.itemsize, 1, (N,))
-        config = layer_norm_bwd.layer_norm_bwd_config(*key, vec > 1)
-        kernel = layer_norm_bwd.layer_norm_bwd_chunked_kernel if config.chunked else layer_norm_bwd.layer_norm_bwd_kernel
-        pointers = {"dy_ptr": "*x", "x_ptr": "*x", "w_ptr": "*x", "mean_ptr": "*fp32", "rstd_ptr": "*fp32", "dx_ptr": "*x"}
-        pointers |= {"dw_part_ptr": "*fp32", "db_part_ptr": "*fp32"}
-        strides = {"stride_dym": N, "stride_dyn": 1, "stride_xm": N, "stride_xn": 1, "stride_dxm": N}
-        constexprs = {"HAS_WEIGHT": True, "NEED_DX": True, "NEED_DW": True, "NEED_DB": True}
-        constexprs |= {"VEC": vec, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-        args = {**pointers, "M": M, "N": N, **strides}
-        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1)
-    for N, dtype in cross((65536, 128256, 256000) if has_clusters(capability, CLUSTER_TRITON) else (), _AUDIT_DTYPES):
-        config = layer_norm.layer_norm_fwd_config(M, N, dtype.itemsize, capability, sms)
-        config = layer_norm_cluster.layer_norm_fwd_cluster_config(config, N)
-        pointers = {f"{p}_ptr": "*x" for p in ("x", "w", "b", "y")} | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
-        args = {**pointers, "N": N, "stride_xm": N, "stride_xn": 1, "stride_ym": N, "eps": "fp32"}
-        constexprs = {"HAS_WEIGHT": True, "HAS_BIAS": True, "STATS": True}
-        constexprs |= {"VEC": 16 // dtype.itemsize, "BLOCK_N": config.block_n}
-        kernel = layer_norm_cluster.layer_norm_fwd_cluster_kernel
-        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, num_ctas=config.num_ctas)
-    blocks = {"BLOCK_P": reduce.COLUMN_SUM_BLOCK_P, "BLOCK_N": reduce.COLUMN_SUM_BLOCK_N}
-    args = {"part_ptr": "*fp32", "first_ptr": "*x", "second_ptr": "*x", "P": 528, "N": 768, "stride_pp": 768}
-    yield audit_case(reduce.column_sum_kernel, "P=528 N=768", torch.bfloat16, args, blocks, 4)
+    def call(tag: str, x: Tensor, affine: bool = True, dtype: torch.dtype | None = None) -> Sample:
+        N = x.shape[-1]
+        w, b = (empty(N, device=device, dtype=dtype or x.dtype) if affine else None for _ in range(2))
+        return Sample(tag, (x, (N,), w, b))
+
+    def x(M: int, N: int, dtype: torch.dtype = torch.bfloat16, start: int = 0) -> Tensor:
+        return empty(M, N, device=device, dtype=dtype, start=start)
+
+    for N, dtype in cross((*_AUDIT_WHOLE, *_AUDIT_ODD), (torch.bfloat16, torch.float32)):
+        yield call("", x(65536, N, dtype))
+    for N, dtype in cross(_AUDIT_ODD, (torch.bfloat16, torch.float32)):
+        yield call("", x(65536, N, dtype), affine=False)  # without w and b, for which the width of loads is judged
+    for N in (64, 197, 256, 512):
+        yield call("few rows", x(33, N))
+    for N in (1001, 4096, 8192, 16384, 32768, 65536, 128256):
+        yield call(INFERENCE, x(65536, N))
+    yield call("", x(65536, 4096, torch.float16))
+    yield call("", x(65536, 4096), affine=False)
+    yield call("fp32 parameters", x(65536, 4096), dtype=torch.float32)
+    yield call("odd address", x(65536, 4096, start=1))
+    yield call("padded rows", x(65536, 1008)[:, :1000])
+    yield call("padded to an odd stride", x(65536, 1001)[:, :1000])
+    yield call("transposed", x(1000, 65536).t())
+    yield call("frozen parameters", x(65536, 4096).requires_grad_())
 
 
-_AUDIT_DTYPES = (torch.bfloat16, torch.float32)
-_AUDIT_WHOLE = (64, 256, 512, 768, 1000, 1024, 1600, 4096, 8192, 16384, 32768, 65536, 131072)
+_AUDIT_WHOLE = (64, 256, 512, 768, 1000, 1024, 1600, 4096, 8192, 16384, 32768, 65536, 131072, 128256, 256000)
 _AUDIT_ODD = (197, 1001, 1023, 4097, 8191, 50257)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Sample
-from ...case_builders import audit_case, cross, randn, tagged
+from ...._torch.spec import Bench, Case, ErrorSample, Expected, Sample
+from ...case_builders import cross, empty, randn, tagged
 from . import layer_norm
 
 _LARGEST, _LEAST_TOP = 448.0, 1e-12
@@ -92,21 +92,19 @@ BENCH = Bench(
 )
 
 
-def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
-    """Every configuration that the chooser can return, by row length, with the conversion that the GPU has."""
-    from ....kernels import rows
-    from ....kernels.norm import layer_norm_fp8
+def audit(device: str) -> Iterator[Sample]:
+    """Each row length at which the configuration changes, then other dtypes, strides and parameters."""
 
-    M, sms = 65536, 132
+    def call(tag: str, x: Tensor, affine: bool = True) -> Sample:
+        N = x.shape[-1]
+        w, b = (empty(N, device=device, dtype=x.dtype) if affine else None for _ in range(2))
+        return Sample(tag, (x, (N,), w, b))
+
     lengths = (64, 197, 256, 512, 768, 1000, 1024, 1600, 4096, 8192, 16384, 32768, 131072)
     for N, dtype in cross(lengths, (torch.bfloat16, torch.float32)):
-        config = layer_norm_fp8.layer_norm_fp8_config(M, N, dtype.itemsize, sms)
-        vec = rows.whole_vectors(N, dtype.itemsize, 1, (N,))
-        args: dict[str, Any] = {f"{p}_ptr": "*x" for p in ("x", "w", "b")} | {"q_ptr": "*u8", "scale_ptr": "*fp32"}
-        args |= {"N": N} if config.chunked else {"M": M, "N": N}
-        args |= {"stride_xm": N, "stride_xn": 1, "stride_qm": N, "eps": "fp32"}
-        constexprs = {"HAS_WEIGHT": True, "HAS_BIAS": True, "CVT": capability >= (8, 9), "VEC": vec, "BLOCK_N": config.block_n}
-        constexprs |= {} if config.chunked else {"BLOCK_M": config.block_m}
-        chunked, whole = layer_norm_fp8.layer_norm_fp8_chunked_kernel, layer_norm_fp8.layer_norm_fp8_kernel
-        kernel = chunked if config.chunked else whole
-        yield audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1)
+        yield call("", empty(65536, N, device=device, dtype=dtype))
+    for N in (64, 256):
+        yield call("few rows", empty(33, N, device=device, dtype=torch.bfloat16))
+    yield call("", empty(65536, 4096, device=device, dtype=torch.float16))
+    yield call("odd address", empty(65536, 4096, device=device, dtype=torch.bfloat16, start=1))
+    yield call("", empty(65536, 4096, device=device, dtype=torch.bfloat16), affine=False)

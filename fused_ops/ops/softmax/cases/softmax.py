@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...._torch.spec import AuditCase, Bench, Case, ErrorSample, Expected, Headline, Sample
-from ...case_builders import audit_case, cross, randn, tagged
+from ...._torch.spec import Bench, Case, ErrorSample, Expected, Headline, Sample
+from ...case_builders import cross, empty, randn, tagged
 
 INF, NAN = float("inf"), float("nan")
 
@@ -135,56 +135,31 @@ BENCH = Bench(
 )
 
 
-def audit(capability: tuple[int, int]) -> Iterator[AuditCase]:
-    """Every configuration the choosers can return, by row length."""
-    from ....kernels.config import CLUSTER_TRITON, has_clusters
-    from ....kernels.softmax import softmax, softmax_inner
+def audit(device: str) -> Iterator[Sample]:
+    """Each row length at which a configuration changes, many rows and few, then dtypes, addresses and strides that change more."""
 
-    M, sms = 65536, 132
-    for N, dtype in cross((64, 197, 256, 512, 1000, 4096, 8192, 16384, 32768, 50257, 65536, 131072), _AUDIT_DTYPES):
-        for packable in (True, False):
-            yield _audit_rows(False, softmax.softmax_fwd_config(M, N, dtype.itemsize, capability, sms, packable), M, N, dtype)
-            yield _audit_rows(True, softmax.softmax_bwd_config(M, N, dtype.itemsize, capability, sms, packable), M, N, dtype)
-    lengths = (50257, 65536, 128256, 256000, 262143, 524287) if has_clusters(capability, CLUSTER_TRITON) else ()
-    for N, (dtype, packable) in cross(lengths, cross(_AUDIT_DTYPES, (True, False))):
-        for backward, chooser in ((False, softmax.softmax_fwd_config), (True, softmax.softmax_bwd_config)):
-            config = chooser(M, N, dtype.itemsize, capability, sms, packable, True)
-            if config.num_ctas > 1:
-                yield _audit_rows(backward, config, M, N, dtype)
-    for (N, K), dtype in cross(((197, 64), (4096, 1024)), _AUDIT_DTYPES):
-        config = softmax_inner.softmax_inner_config(N, K, dtype.itemsize, capability, sms)
-        three = {"o": N * K, "n": K, "k": 1}
-        blocks = {"BLOCK_N": config.block_n, "BLOCK_K": config.block_m}
-        args = {"x_ptr": "*x", "y_ptr": "*x", "N": N, "K": K}
-        args |= {f"stride_{t}{a}": s for t in ("x", "y") for a, s in three.items()}
-        blocks_fwd = {**blocks, "CHUNKED": config.chunked}
-        yield audit_case(softmax_inner.softmax_fwd_inner_kernel, f"N={N} K={K}", dtype, args, blocks_fwd, config.num_warps)
-        args = {"dy_ptr": "*x", "y_ptr": "*x", "dx_ptr": "*x", "N": N, "K": K}
-        args |= {f"stride_{t}{a}": s for t in ("dy", "y", "dx") for a, s in three.items()}
-        yield audit_case(softmax_inner.softmax_bwd_inner_kernel, f"N={N} K={K}", dtype, args, blocks, config.num_warps)
+    def x(M: int, N: int, dtype: torch.dtype = torch.bfloat16, start: int = 0) -> Tensor:
+        return empty(M, N, device=device, dtype=dtype, start=start)
+
+    for N, dtype in cross(_AUDIT_LENGTHS, (torch.bfloat16, torch.float32)):
+        yield Sample("", (x(65536, N, dtype),))
+    for N in (64, 197, 256, 512):
+        yield Sample("few rows", (x(33, N),))
+    for N in (4096, 32768, 65536, 131072):
+        yield Sample("", (x(65536, N, torch.float16),))
+    for N in (1000, 16384, 32768, 65536, 131072, 262143):  # no pairs of 16-bit floats from an odd address
+        yield Sample("odd address", (x(65536, N, start=1),))
+    yield Sample("padded rows", (x(65536, 1008)[:, :1000],))
+    yield Sample("padded to an odd stride", (x(65536, 1001)[:, :1000],))
+    yield Sample("every second column", (x(65536, 2000)[:, ::2],))
+    yield Sample("transposed", (x(1000, 65536).t(),))
+    for N in (1000, 65536):
+        yield Sample("to fp32", (x(65536, N),), {"dtype": torch.float32})
+    for (N, K), dtype in cross(((197, 64), (4096, 1024)), (torch.bfloat16, torch.float32)):
+        yield Sample("", (empty(16, N, K, device=device, dtype=dtype),), {"dim": 1})
+    yield Sample("", (empty(16, 197, 33, device=device, dtype=torch.bfloat16),), {"dim": 1})
 
 
-def _audit_rows(backward: bool, config: Any, M: int, N: int, dtype: torch.dtype) -> AuditCase:
-    """The kernel that config stands for, on contiguous rows."""
-    from ....kernels import rows
-    from ....kernels.softmax import softmax, softmax_cluster, softmax_packed
-
-    names = ("dy", "y", "dx") if backward else ("x", "y")
-    vec, edges, same = rows.row_vectors(N, dtype.itemsize, 1, (N,))
-    args: dict[str, Any] = {f"{name}_ptr": "*x" for name in names} | {"M": M, "N": N}
-    args |= {f"stride_{name}m": N for name in names} | {f"stride_{name}n": 1 for name in names[:-1]}
-    constexprs = {"VEC": vec, "EDGES": edges, "SAME": same, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-    constexprs |= {"BF16": dtype is torch.bfloat16, "ASM": True}
-    module, suffix = {
-        "one_pass": (softmax_cluster, "_cluster") if config.num_ctas > 1 else (softmax, ""),
-        "packed": (softmax_packed, "_packed"),
-        "chunked": (softmax, "_chunked"),
-    }[config.variant]
-    kernel = getattr(module, f"softmax_{'bwd' if backward else 'fwd'}{suffix}_kernel")
-    wanted = set(kernel.arg_names)
-    args = {k: v for k, v in args.items() if k in wanted}
-    constexprs = {k: v for k, v in constexprs.items() if k in wanted}
-    return audit_case(kernel, f"N={N}", dtype, args, constexprs, config.num_warps, aligned=vec > 1, num_ctas=config.num_ctas)
-
-
-_AUDIT_DTYPES = (torch.bfloat16, torch.float32)
+_AUDIT_LENGTHS = (
+    64, 197, 256, 512, 1000, 4096, 8192, 16384, 32768, 50257, 65536, 131072, 128256, 256000, 262143, 524287,
+)  # fmt: skip
