@@ -19,12 +19,13 @@ from .ops.linear.linear_fp8 import fused_linear_fp8
 from .ops.linear.mlp import fused_mlp
 from .ops.norm.layer_norm import fused_layernorm
 from .ops.norm.layer_norm_fp8 import fused_layernorm_fp8
+from .ops.norm.rms_norm import fused_rmsnorm
 from .ops.softmax.softmax import fused_softmax
 
 __version__ = "0.1.0"
 __all__ = [
     "REGISTRY", "FuseReport", "compile_with_aten", "explain", "fuse", "fused_gated_linear", "fused_layernorm",
-    "fused_layernorm_fp8", "fused_linear", "fused_linear_fp8", "fused_mlp", "fused_softmax", "nn", "unfuse",
+    "fused_layernorm_fp8", "fused_linear", "fused_linear_fp8", "fused_mlp", "fused_rmsnorm", "fused_softmax", "nn", "unfuse",
 ]  # fmt: skip
 
 

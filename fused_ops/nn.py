@@ -1,6 +1,6 @@
 """Modules over the fused functions: subclasses of torch.nn's, with the same constructor arguments and the same state_dict.
 
-    from fused_ops.nn import FusedLayerNorm, FusedLinear, FusedSoftmax
+    from fused_ops.nn import FusedLayerNorm, FusedLinear, FusedRMSNorm, FusedSoftmax
 
 A checkpoint of the torch.nn class loads into the fused one and back. `fused_ops.fuse(model)` turns a model's own modules
 into these in place.
@@ -17,9 +17,10 @@ from ._torch.arguments import refuse
 from .ops.linear.activations import ACTIVATIONS
 from .ops.linear.linear import fused_linear
 from .ops.norm.layer_norm import fused_layernorm
+from .ops.norm.rms_norm import fused_rmsnorm
 from .ops.softmax.softmax import fused_softmax
 
-__all__ = ["FusedLayerNorm", "FusedLinear", "FusedSoftmax"]
+__all__ = ["FusedLayerNorm", "FusedLinear", "FusedRMSNorm", "FusedSoftmax"]
 
 
 class FusedLayerNorm(nn.LayerNorm):
@@ -32,6 +33,18 @@ class FusedLayerNorm(nn.LayerNorm):
         if input.is_nested:
             return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
         return fused_layernorm(input, self.normalized_shape, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
+
+
+class FusedRMSNorm(nn.RMSNorm):
+    """torch.nn.RMSNorm computed by fused_rmsnorm.
+
+    Shape: input (*, *normalized_shape), output the same, contiguous, in input's dtype. A nested tensor goes to ATen.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_nested:
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)  # type: ignore[arg-type]
+        return fused_rmsnorm(x, self.normalized_shape, self.weight, self.eps)  # type: ignore[arg-type]
 
 
 class FusedSoftmax(nn.Softmax):

@@ -1,0 +1,46 @@
+"""RMS norm in ATen: what the kernels are held to, and what runs where no kernel does."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """What a row of x is computed in."""
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
+
+
+def eps_of(x: Tensor, eps: float | None) -> float:
+    """eps, or F.rms_norm's own where none is given: that of the dtype it computes in."""
+    return torch.finfo(_wide(x)).eps if eps is None else eps
+
+
+def rms_norm_rows(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """y in ATen, differentiable twice, with one rounding to x's dtype whatever weight's is."""
+    wide = _wide(x)
+    return F.rms_norm(x.to(wide), [x.shape[-1]], None if weight is None else weight.to(wide), eps).to(x.dtype)
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """(y, rstd) in ATen. x (..., N); weight (N,); y as x; rstd of x.shape[:-1] in fp32 (fp64 for fp64)."""
+    rstd = torch.rsqrt(x.to(_wide(x)).square().mean(-1) + eps)
+    return rms_norm_rows(x, weight, eps).contiguous(), rstd
+
+
+def rms_norm_bwd_reference(
+    dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, need_dx: bool, need_dw: bool
+) -> tuple[Tensor, Tensor]:
+    """(dx, dw) in ATen, in fp32 for half precision; a gradient not needed is an empty tensor. dw in weight's dtype."""
+    wide = rstd.dtype
+    s, none = rstd.unsqueeze(-1), x.new_empty((0,))
+    h, g = x.to(wide) * s, dy.to(wide)
+    dw = none
+    if need_dw:
+        columns = (g * h).sum(tuple(range(x.dim() - 1))) if x.dim() > 1 else g * h
+        dw = columns.to(x.dtype if weight is None else weight.dtype)
+    if not need_dx:
+        return none, dw
+    g = g if weight is None else g * weight.to(wide)
+    return (s * (g - h * (g * h).mean(-1, keepdim=True))).to(x.dtype).contiguous(), dw
