@@ -24,7 +24,7 @@ def fuse(
 ) -> FuseReport:
     """Make a model compute with fused kernels, in place, and say for every candidate what was done or why not.
 
-    nn.LayerNorm and nn.Softmax become fused_ops.nn's modules. A Linear (or transformers' Conv1D) followed by an activation
+    nn.LayerNorm, nn.RMSNorm and nn.Softmax become fused_ops.nn's modules. A Linear (or transformers' Conv1D) followed by an activation
     becomes one fused_linear, and the activation an identity: the activation may be a torch.nn or transformers module, or a
     function that the parent module holds as an attribute. Where forward calls the activation as a function, or multiplies
     a gate with its other half, forward is replaced by its traced graph, if the graph is all that forward can do.
@@ -34,9 +34,9 @@ def fuse(
 
     Args:
         model: any nn.Module. Fuse before torch.compile, FSDP or tensor parallelism, and after PEFT adapters are added.
-        ops: which of "layer_norm", "softmax", "linear" (with its activation), "gated_linear" and "mlp" to fuse;
-            None is all of them. "bare_linear" (a Linear without activation) only when named: it already is one kernel.
-        filter_fn: filter_fn(name, module) -> bool, whether this LayerNorm, Softmax or Linear may be fused; None is yes.
+        ops: which of "layer_norm", "rms_norm", "softmax", "linear" (with its activation), "gated_linear" and "mlp" to
+            fuse; None is all of them. "bare_linear" (a Linear without activation) only when named: it already is one kernel.
+        filter_fn: filter_fn(name, module) -> bool, whether this LayerNorm, RMSNorm, Softmax or Linear may be fused; None is yes.
         strict: raise when nothing is fused, instead of warning.
 
     Returns:

@@ -151,10 +151,8 @@ def explain(op: Callable[..., Tensor] | str, *args: Any, **kwargs: Any) -> Expla
     backend, reason = chosen(x.device.type)
     if backend in ("triton", "interpreter") and not any(grid for _, grid, _ in launches):
         backend, reason = "aten", _why_no_kernel(x)
-    if spec.name == "linear" and x.is_cuda and x.dtype in KERNEL_DTYPES and x.numel():
-        from ..ops.linear.linear_launch import plan_of
-
-        reason = plan_of(*raw)[0].reason
+    if spec.reason is not None and x.is_cuda and x.dtype in KERNEL_DTYPES and x.numel():
+        reason = spec.reason(*raw)
     inputs = [a for a in raw if isinstance(a, Tensor)]
     moved = sum(t.numel() * t.element_size() for t in (*inputs, *tree_leaves(outputs)) if isinstance(t, Tensor))
     from .._torch.flops import flops_of

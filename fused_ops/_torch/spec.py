@@ -188,7 +188,8 @@ class Op:
 
     None where an op has none: onnx, called with (a builder of ONNX operators, their opset), returns the function that
     torch.onnx calls in place of the raw forward operator; it raises ValueError for what ONNX cannot say. module: the torch.nn
-    class whose whole forward is this op; `fuse` puts its subclass from fused_ops.nn in its place. tuned: what `fused-ops tune`
+    class whose whole forward is this op; `fuse` puts its subclass from fused_ops.nn in its place. reason: called with the raw
+    forward operator's arguments on a GPU, says why they are computed as they are, for `explain`. tuned: what `fused-ops tune`
     may choose for the forward's kernel.
     """
 
@@ -208,6 +209,7 @@ class Op:
     onnx: Callable[[Any, int], Callable[..., Any]] | None = None
     module: type[nn.Module] | None = None
     tuned: Tuned | None = None
+    reason: Callable[..., str] | None = None
 
     @property
     def trains(self) -> bool:

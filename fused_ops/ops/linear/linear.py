@@ -18,7 +18,7 @@ from .activations import SAVES_OUTPUT
 from .arguments import K, N, Operand, cast_all, check, fits
 from .cases import linear as cases
 from .gradients import add, linear_grads, times_derivative
-from .linear_launch import infer_launch, linear_bwd_launch, linear_launch
+from .linear_launch import infer_launch, linear_bwd_launch, linear_launch, plan_of
 from .linear_onnx import linear_onnx
 from .linear_reference import infer_reference, linear_bwd_reference, linear_eager, linear_reference, train_reference
 
@@ -165,6 +165,7 @@ SPEC = define(
         errors=cases.errors,
         bench=cases.BENCH,
         audit=cases.audit,
+        reason=lambda *args: plan_of(*args)[0].reason,
         onnx=linear_onnx,
     )
 )

@@ -8,8 +8,9 @@ from torch import Tensor
 from ..._runtime.device import properties_of
 from ..._runtime.rows import no_columns, rows_and_strides
 from .linear_fp8_reference import linear_fp8_reference
+from .linear_plan import linear_plan
 from .matmul import run_linear, scale_stride
-from .matmul_plan import linear_plan, operands
+from .matmul_plan import operands
 
 LEAST_CAPABILITY = (8, 9)  # Ada: the first tensor cores that multiply e4m3
 

@@ -10,9 +10,10 @@ from ..._runtime.backend import NO_FP64
 from ..._runtime.device import KERNEL_DTYPES
 from ..._runtime.notices import warn_once
 from ..._runtime.rows import no_columns, rows_and_strides, rows_of
+from .linear_plan import Linear, linear_plan
 from .linear_reference import linear_bwd_reference, linear_reference
 from .matmul import act_bwd, matmul_epilogue, product, run_linear
-from .matmul_plan import Linear, linear_plan, operands
+from .matmul_plan import operands
 
 
 def linear_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool) -> tuple[Tensor, Tensor]:

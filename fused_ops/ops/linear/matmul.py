@@ -13,7 +13,8 @@ from ..._runtime.device import properties_of
 from ..._runtime.launch import launch, launch_grid
 from ..._runtime.plans import plan
 from ..._runtime.rows import column_sum
-from .matmul_plan import Key, Linear, Operands, forced, kernels, linear_plan, operands, reduce_plan
+from .linear_plan import Linear, linear_plan
+from .matmul_plan import Key, Operands, forced, kernels, operands, reduce_plan
 
 if TYPE_CHECKING:
     from ...kernels.config import MatmulConfig

@@ -1,4 +1,4 @@
-"""Which kernel computes a matmul, and with which configuration: `linear_plan` says, and why.
+"""What chooses the kernel of a matmul and its configuration: how its operands lie in memory.
 
 Every product is x @ w^T with x (M, K) and w (N, K) of any strides. No operand is ever copied: what TMA cannot describe,
 the pointer kernels read. (Leading dimensions of an input that do not collapse into one M are the one copy, made before,
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..._runtime.compiled import Planned
 from ..._runtime.device import FP8, interpreting, properties_of
 from ..._runtime.notices import warn_once
-from ..._runtime.plans import forget_plans, may_be_refused, plan
+from ..._runtime.plans import forget_plans, may_be_refused
 from ..._runtime.rows import at_vectors
 
 if TYPE_CHECKING:
@@ -191,69 +191,6 @@ def operands(x: Tensor, M: int, strides: tuple[int, ...], *weights: Tensor, read
         at_vectors(x, *weights) if read is None else at_vectors(x, *weights, read), cuda,
         "ieee" if dtype is not torch.float32 else precision_of(dtype, cuda), x.get_device(),
     )  # fmt: skip
-
-
-class Linear(NamedTuple):
-    """What computes a linear: backend "triton" or "cublas", why, and for the former the kernel's configuration and launches.
-
-    splits, reduce: of K in parts, how many there are and the launch that adds them.
-    """
-
-    backend: str
-    reason: str
-    config: MatmulConfig | None = None
-    main: Planned | None = None
-    splits: int = 0
-    reduce: Planned | None = None
-
-
-@plan
-def linear_plan(
-    key: Key, stride_b: int | None, b_dtype: torch.dtype | None, out_dtype: torch.dtype, activation: str, save_pre: bool,
-    scales: tuple[int, int] | None = None, ours: bool = False,
-) -> Linear:  # fmt: skip
-    """The plan for act((x @ weight^T) * scales + bias), y in out_dtype.
-
-    key: `operands` of x and weight. stride_b, b_dtype: None without a bias. scales: strides of the scales of x's and of
-    weight's rows. ours: whether a kernel of ours is asked for where cuBLAS would be faster.
-    """
-    o = Operands(*key)
-    if o.cuda and _forced is None and not ours:
-        if o.dtype is torch.float32:
-            return Linear("cublas", "fp32 products: cuBLAS, in torch's TF32 setting, then bias and activation in one kernel")
-        if activation == "none" and not save_pre:
-            return Linear("cublas", "no activation: cuBLAS adds the bias itself, nothing is left to fuse")
-    config = o.config("fp8" if o.dtype is FP8 else "fwd")
-    return _linear_launches(o.of_any_rows(), config, stride_b, b_dtype, out_dtype, activation, save_pre, scales)
-
-
-@plan
-def _linear_launches(
-    o: Operands, config: MatmulConfig, stride_b: int | None, b_dtype: torch.dtype | None, out_dtype: torch.dtype, activation: str,
-    save_pre: bool, scales: tuple[int, int] | None,
-) -> Linear:  # fmt: skip
-    """linear_plan's launches, the same ones for every number of rows that has this configuration."""
-    again = functools.partial(_linear_launches, o, config, stride_b, b_dtype, out_dtype, activation, save_pre, scales)
-    imprecise = min(FP8_CHUNK, config.block_k) if o.dtype is FP8 and properties_of(o.device)[0][0] == 9 else 0
-    epilogue = {"ACT": activation, "HAS_BIAS": stride_b is not None, "SAVE_PRE": save_pre, "HAS_SCALE": scales is not None}
-    stride_xs, stride_ws = scales or (0, 0)
-    epilogue |= {"stride_b": stride_b or 0, "stride_xs": stride_xs, "stride_ws": stride_ws}
-    options = {"IMPRECISE": imprecise, **o.options(config, config.kind != "split_k")}
-    (stride_wn, stride_wk), (stride_xm, stride_xk) = o.weights[0], o.x
-    reason = "bias and activation in the matmul's epilogue"
-    if config.kind == "tma":
-        (x_t, stride_x), (w_t, stride_w) = o.layouts()
-        options |= {"stride_x": stride_x, "stride_w": stride_w, "stride_y": o.N, "X_T": x_t, "W_T": w_t, **epilogue}
-        return Linear("triton", reason, config, o.planned(kernels().tma.linear_fwd_tma_kernel, config, options, again))
-    options |= {"stride_xm": stride_xm, "stride_xk": stride_xk, "stride_wn": stride_wn, "stride_wk": stride_wk}
-    if config.kind == "split_k" and o.K > 0:
-        options["k_per_split"] = -(-o.K // (config.splits * config.block_k)) * config.block_k
-        splits = -(-o.K // options["k_per_split"])
-        main = o.planned(kernels().split_k.linear_split_k_kernel, config, options, again, across=splits)
-        reduce = reduce_plan(o.N, splits, torch.float32, b_dtype, out_dtype, o.device, **epilogue)
-        return Linear("triton", reason, config, main, splits, reduce)
-    options |= {"GROUP_M": config.group_m, "stride_ym": o.N, **epilogue}
-    return Linear("triton", reason, config, o.planned(kernels().fwd.linear_fwd_kernel, config, options, again))
 
 
 def reduce_plan(

@@ -20,12 +20,14 @@ def rms_norm_onnx(op: Any, opset: int) -> Callable[..., Any]:
         wide = op.Cast(x, to=DOUBLE if getattr(x.dtype, "value", x.dtype) == DOUBLE else FLOAT)
         mean = op.ReduceMean(op.Mul(wide, wide), op.Constant(value_ints=[-1]), keepdims=1)
         rstd = op.Reciprocal(op.Sqrt(op.Add(mean, op.CastLike(op.Constant(value_float=eps), wide))))
-        scale = None if weight is None else op.CastLike(weight, wide)
+        size = x.shape[-1]
+        ones = op.Constant(value_floats=[1.0] * size) if isinstance(size, int) else None
+        scale = op.CastLike(weight, wide) if weight is not None else None if ones is None else op.CastLike(ones, wide)
         if opset >= FIRST_OPSET and scale is not None:
             y = op.RMSNormalization(wide, scale, axis=-1, epsilon=eps, stash_type=1)
         else:
             y = op.Mul(wide, rstd)
-            y = y if scale is None else op.Mul(y, scale)
+            y = y if weight is None else op.Mul(y, scale)
         return op.CastLike(y, x), op.Squeeze(rstd, op.Constant(value_ints=[-1]))
 
     return rms_norm_fwd
