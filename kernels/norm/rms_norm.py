@@ -17,14 +17,16 @@ MAX_ONE_PASS = 32768  # columns whose fp32 values fit the registers of 32 warps 
 MAX_ONE_PASS_BWD = 8192  # columns for which x, dy, w and the sum for dw fit the registers of 32 warps
 
 
-def rms_norm_fwd_config(M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int, whole: bool = True) -> RowConfig:
+def rms_norm_fwd_config(
+    M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int, whole: bool = True, wide_weight: bool = False
+) -> RowConfig:
     """The configuration of rms_norm_fwd_kernel (or its chunked form) for M rows of N elements of itemsize bytes.
 
     whole: whether every row is a whole number of aligned vectors. Other rows hold more registers: they get smaller tiles,
-    and are chunked from fewer columns on.
+    and are chunked from fewer columns on. wide_weight: whether a weight's elements are larger than x's.
     """
     block_n = next_power_of_2(N)
-    fewer = not whole or (capability[0] == 12 and itemsize == 4)  # MAX_ONE_PASS columns would spill
+    fewer = not whole or wide_weight or (capability[0] == 12 and itemsize == 4)  # MAX_ONE_PASS columns would spill
     if block_n > (MAX_ONE_PASS // 2 if fewer else MAX_ONE_PASS):
         return RowConfig(1, 8192, num_warps=16, variant="chunked")
     if block_n <= 512:  # several rows a program, each row inside one warp
@@ -50,7 +52,8 @@ def rms_norm_bwd_config(M: int, N: int, itemsize: int, capability: tuple[int, in
     if block_n <= 256:
         tile = 4096 // itemsize if whole else 1024
         block_m = rows_that_fill(M, max(4, tile // block_n), sms, least=4)
-        return RowConfig(block_m, block_n, num_warps=4, num_stages=2 if whole else 1)
+        num_warps = 8 if block_n == 256 and not whole else 4  # with 4 a transposed x would spill
+        return RowConfig(block_m, block_n, num_warps, num_stages=2 if whole else 1)
     # On Ampere, prefetching rows of 4096 columns would cost one of the two programs an SM.
     alone = not whole or (capability[0] == 8 and block_n == 4096)
     num_stages = 1 if alone else 3 if block_n * itemsize <= 2048 else 2

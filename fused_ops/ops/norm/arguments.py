@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Union
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,6 @@ from ..._torch.arguments import FLOATS, refuse, require_device, require_float, r
 from ..._torch.autograd import autocasts_to_fp32
 
 Shape = tuple[int, ...]
-
-
-def shape_of(normalized_shape: Union[int, Sequence[int]]) -> Shape:
-    """normalized_shape as a tuple; one int is one dimension."""
-    return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
 
 
 def fits(x: Tensor, shape: Shape, *parameters: Tensor | None) -> bool:

@@ -15,7 +15,7 @@ from ..._torch.autograd import differentiable_backward, needs_grad, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.spec import Backward, Op, Roles
-from .arguments import cast_all, check, fits, over_rows, shape_of
+from .arguments import cast_all, check, fits, over_rows
 from .cases import layer_norm as cases
 from .layer_norm_launch import infer_launch, layer_norm_bwd_launch, layer_norm_launch
 from .layer_norm_onnx import layer_norm_onnx
@@ -86,7 +86,7 @@ def fused_layernorm(
 def _fused_layernorm(
     input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    shape = shape_of(normalized_shape)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     way = fast_path(input, weight, bias)
     if way == "aten":
         if input.dtype in FLOATS:

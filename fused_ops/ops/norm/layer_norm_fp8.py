@@ -12,7 +12,7 @@ from ..._torch.arguments import refuse_gradients
 from ..._torch.eager import fast_path, implementations
 from ..._torch.library import define
 from ..._torch.spec import Op, Roles
-from .arguments import check, fits, over_rows, shape_of
+from .arguments import check, fits, over_rows
 from .cases import layer_norm_fp8 as cases
 from .layer_norm_fp8_launch import layer_norm_fp8_launch
 from .layer_norm_fp8_reference import layer_norm_fp8_eager, layer_norm_fp8_reference
@@ -58,7 +58,7 @@ def fused_layernorm_fp8(
 def _fused_layernorm_fp8(
     input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    shape = shape_of(normalized_shape)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     way = fast_path(input, weight, bias)
     if (way == "aten" or way == "cuda") and fits(input, shape, weight, bias):
         return _INFER[way](input, weight, bias, eps)

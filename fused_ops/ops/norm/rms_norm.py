@@ -14,7 +14,7 @@ from ..._torch.autograd import differentiable_backward, needs_grad, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.spec import Backward, Op, Roles
-from .arguments import cast_all, check, fits, over_rows, shape_of
+from .arguments import cast_all, check, fits, over_rows
 from .cases import rms_norm as cases
 from .rms_norm_launch import infer_launch, rms_norm_bwd_launch, rms_norm_launch
 from .rms_norm_onnx import rms_norm_onnx
@@ -76,7 +76,7 @@ def fused_rmsnorm(
 
 
 def _fused_rmsnorm(input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, eps: float | None) -> Tensor:
-    shape = shape_of(normalized_shape)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     way = fast_path(input, weight)
     if way and fits(input, shape, weight):
         if way == "aten" or way == "cuda":

@@ -70,7 +70,10 @@ def _fwd_plan(
     M = 1 << row_bits
     vec, edges, same = rows.row_vectors(N, dtype.itemsize, stride_xn, (stride_xm, N))
     config = measured("rms_norm_fwd", M, N, dtype.itemsize, device)
-    config = config or kernels.rms_norm_fwd_config(M, N, dtype.itemsize, *properties_of(device), vec > 1 and not edges)
+    if config is None:
+        wide_weight = w_dtype is not None and w_dtype.itemsize > dtype.itemsize
+        whole = vec > 1 and not edges
+        config = kernels.rms_norm_fwd_config(M, N, dtype.itemsize, *properties_of(device), whole, wide_weight)
     options = {
         "N": N, "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_ym": N, "eps": eps,
         "HAS_WEIGHT": w_dtype is not None, "STATS": stats, "VEC": vec, "EDGES": edges, "SAME": same, "BLOCK_N": config.block_n,

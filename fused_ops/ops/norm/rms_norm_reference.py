@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FP32_EPS, FP64_EPS = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
+
 
 def _wide(x: Tensor) -> torch.dtype:
     """What a row of x is computed in."""
@@ -14,7 +16,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def eps_of(x: Tensor, eps: float | None) -> float:
     """eps, or F.rms_norm's own where none is given: that of the dtype it computes in."""
-    return torch.finfo(_wide(x)).eps if eps is None else eps
+    return eps if eps is not None else FP64_EPS if x.dtype is torch.float64 else FP32_EPS
 
 
 def rms_norm_rows(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

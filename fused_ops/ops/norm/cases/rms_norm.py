@@ -161,10 +161,12 @@ def audit(device: str) -> Iterator[Sample]:
         yield call("few rows", x(33, N))
     yield call("", x(65536, 4096, torch.float16))
     yield call("", x(65536, 4096), weight=False)
-    yield call("fp32 weight", x(65536, 4096), dtype=torch.float32)
+    for N in (4096, 32768):
+        yield call("fp32 weight", x(65536, N), dtype=torch.float32)
     yield call("odd address", x(65536, 4096, start=1))
     yield call("heads", x(65536, 4096).view(-1, 32, 128)[:, :8])
-    yield call("transposed", x(1000, 65536).t())
+    for N in (256, 1000):
+        yield call("transposed", x(N, 65536).t())
     yield call("frozen weight", x(65536, 4096).requires_grad_())
 
 
