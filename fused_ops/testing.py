@@ -15,7 +15,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._runtime.settings import INTERPRET
-from ._torch.spec import REGISTRY, Expected
+from ._torch.spec import REGISTRY, Case, ErrorSample, Expected, Op, Raw, Roles, Sample
+
+__all__ = [
+    "C", "REGISTRY", "Case", "ContractMode", "ErrorSample", "Expected", "Op", "Raw", "Roles", "Sample", "assert_within_contract",
+    "contract_error", "roles_of",
+]  # fmt: skip
 
 C = 4.0
 """How many times 2^-24 scale an fp32 computation may err."""
@@ -95,6 +100,41 @@ class ContractMode(TorchDispatchMode):
                 assert_within_contract(out, expected, f"{name} output {i}")
         self.checked.append(name)
         return result
+
+
+class _Arguments(TorchDispatchMode):
+    """While active, notes the arguments of each call of one raw operator."""
+
+    def __init__(self, overload: Any) -> None:
+        super().__init__()
+        self.overload = overload
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is self.overload:
+            self.calls.append(args)
+        return func(*args, **(kwargs or {}))
+
+
+def roles_of(op: Op, sample: Sample) -> tuple[str, ...]:
+    """The role, a letter of Roles, of each tensor among a sample's arguments.
+
+    They are found by running the public function on the sample: its raw forward operator must get the tensors themselves, or
+    views of them. RuntimeError where one does not arrive.
+    """
+    with torch.no_grad(), _Arguments(op.fwd) as seen:
+        op.public(*sample.args, **sample.kwargs)
+    raw, letter = op.raw[0], {}
+    for args in seen.calls:
+        for argument, role in zip(args, raw.roles_of(args).inputs.split()):
+            if isinstance(argument, Tensor):
+                letter[argument.untyped_storage().data_ptr()] = role
+    found = []
+    for tensor in (a for a in (*sample.args, *sample.kwargs.values()) if isinstance(a, Tensor)):
+        if tensor.untyped_storage().data_ptr() not in letter:
+            raise RuntimeError(f"roles_of: {op.name}: a tensor of shape {tuple(tensor.shape)} does not arrive at {raw.name}")
+        found.append(letter[tensor.untyped_storage().data_ptr()])
+    return tuple(found)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

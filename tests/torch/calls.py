@@ -1,51 +1,77 @@
-"""The calls that the tests of this folder share: each op beside what PyTorch users write today."""
+"""The calls that the tests of this folder share: the example of each op that trains, beside what PyTorch users write today."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fused_ops import fused_layernorm, fused_linear, fused_softmax
+from fused_ops import REGISTRY
+from fused_ops.testing import Op, Sample, roles_of
+
+ROWS = frozenset("xyzs")  # the roles whose first dimensions are the batch's
 
 
 @dataclass(frozen=True)
 class Call:
-    """ours(*tensors) and aten(*tensors), on tensors of these shapes; the first dimension of the first is the batch."""
+    """An op's example as functions of its tensors: ours(*tensors) and aten(*tensors).
 
-    name: str
-    ours: Callable[..., Tensor]
-    aten: Callable[..., Tensor]
-    shapes: tuple[tuple[int, ...], ...]
+    letters: the role of each tensor. Those with rows are drawn as (4, 3, width); the others are the example's own.
+    """
+
+    op: Op
+    example: Sample
+    letters: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.op.name
+
+    def ours(self, *tensors: Tensor) -> Any:
+        args, kwargs = self._filled(tensors)
+        return self.op.public(*args, **kwargs)
+
+    def aten(self, *tensors: Tensor) -> Any:
+        args, kwargs = self._filled(tensors)
+        return self.op.torch_fn(*args, **kwargs)
+
+    def _filled(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example's arguments with these tensors in the place of its own."""
+        left = list(tensors)
+        args = tuple(left.pop(0) if isinstance(a, Tensor) else a for a in self.example.args)
+        kwargs = {name: left.pop(0) if isinstance(a, Tensor) else a for name, a in self.example.kwargs.items()}
+        return args, kwargs
 
     def tensors(
-        self, dtype: torch.dtype = torch.float32, requires_grad: bool = False, batch: int | None = None
+        self, dtype: torch.dtype = torch.float32, requires_grad: bool = False, batch: int = 4, middle: int = 3
     ) -> list[Tensor]:
-        shapes = list(self.shapes)
-        if batch is not None:
-            shapes[0] = (batch, *shapes[0][1:])
+        """New leaves of this dtype; those with rows are (batch, middle, width)."""
         generator = torch.Generator().manual_seed(11)
-        drawn = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
-        return [t.requires_grad_(requires_grad) for t in drawn]
+        made = []
+        for tensor, letter in zip(self.own, self.letters):
+            if letter in ROWS:
+                shape = (batch, middle, *tensor.shape[1:])
+                tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
+            made.append(tensor.to(dtype, copy=True).requires_grad_(requires_grad))
+        return made
+
+    @property
+    def own(self) -> list[Tensor]:
+        """The example's tensors, in fp64."""
+        return [a for a in (*self.example.args, *self.example.kwargs.values()) if isinstance(a, Tensor)]
 
 
-CALLS = (
-    Call(
-        "layer_norm", lambda x, w, b: fused_layernorm(x, (6,), w, b), lambda x, w, b: F.layer_norm(x, (6,), w, b),
-        ((4, 3, 6), (6,), (6,)),
-    ),
-    Call("softmax", lambda x: fused_softmax(x, 1), lambda x: F.softmax(x, 1), ((4, 3, 6),)),
-    Call(
-        "linear", lambda x, w, b: fused_linear(x, w, b, "gelu"), lambda x, w, b: F.gelu(F.linear(x, w, b)),
-        ((4, 3, 6), (5, 6), (5,)),
-    ),
-)  # fmt: skip
+def _call(op: Op) -> Call:
+    example = op.example("cpu", torch.float64)
+    return Call(op, example, roles_of(op, example))
+
+
+CALLS = tuple(_call(op) for op in REGISTRY.values() if op.trains)
+CALL = {call.name: call for call in CALLS}
 
 each_call: Any = pytest.mark.parametrize("call", [pytest.param(call, id=call.name) for call in CALLS])
 

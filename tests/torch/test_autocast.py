@@ -16,7 +16,7 @@ from torch.utils.checkpoint import (
 
 from fused_ops import fused_linear
 from fused_ops.nn import FusedLayerNorm, FusedLinear
-from tests.torch.calls import CALLS, Call, OperatorsSeen, each_call
+from tests.torch.calls import CALL, Call, OperatorsSeen, each_call
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)  # the lists of what is cast differ
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -112,7 +112,7 @@ def test_selective_checkpoint_by_our_operators_name(policy: CheckpointPolicy, fo
     def layer(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return torch.sin(fused_linear(torch.cos(x), w, b, "gelu"))
 
-    call = next(c for c in CALLS if c.name == "linear")
+    call = CALL["linear"]
     once, again = call.tensors(requires_grad=True), call.tensors(requires_grad=True)
     layer(*once).sum().backward()
     with OperatorsSeen() as seen:

@@ -43,7 +43,7 @@ def test_per_sample_gradients(call: Call) -> None:
 
 @each_call
 def test_jvp_vjp_jacobians_and_hessian(call: Call) -> None:
-    tensors = call.tensors(torch.float64)
+    tensors = call.tensors(torch.float64, batch=1)
     tangents = tuple(torch.randn_like(t) for t in tensors)
     close(jvp(call.ours, tuple(tensors), tangents), jvp(call.aten, tuple(tensors), tangents))
     out, pull = vjp(call.ours, *tensors)
