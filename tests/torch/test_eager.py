@@ -17,10 +17,10 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
-from fused_ops import fused_layernorm, fused_linear, fused_softmax
+from fused_ops import fused_layernorm, fused_linear
 from fused_ops._runtime.settings import INTERPRET
 from fused_ops._torch.eager import fast_path
-from tests.torch.calls import OperatorsSeen
+from tests.torch.calls import ROWS, Call, OperatorsSeen, each_call
 
 WITHOUT_GRADIENTS = None if INTERPRET else "aten"
 WITH_GRADIENTS = None if INTERPRET else "cpu grad"
@@ -99,23 +99,19 @@ def test_transforms_and_tracers() -> None:
     assert torch.equal(compiled(x), x + 1)
 
 
-@pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "float32"), ("float64", "float64")])
-def test_cpu_autocast_without_gradients(activation: str | None, dtypes: tuple[str, str]) -> None:
+@each_call
+def test_cpu_autocast_without_gradients(call: Call, dtypes: tuple[str, str]) -> None:
     """The fast path leaves the casts to ATen, a call under a dispatch mode makes them itself: the results have the same bits."""
-    x, w, W = torch.randn(2, 3), torch.randn(3), torch.randn(4, 3)
-    x, w, W = x.to(getattr(torch, dtypes[0])), w.to(getattr(torch, dtypes[1])), W.to(getattr(torch, dtypes[1]))
-    calls: list[Callable[[], Tensor]] = [
-        lambda: fused_linear(x, W, None, activation), lambda: fused_softmax(x), lambda: fused_layernorm(x, (3,), w, w),
-    ]  # fmt: skip
+    rows, parameters = (getattr(torch, dtype) for dtype in dtypes)
+    tensors = [t.to(rows if letter in ROWS else parameters) for t, letter in zip(call.tensors(), call.letters)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for call in calls:
-            fast = call()
-            with OperatorsSeen() as seen:
-                dispatched = call()
-            assert len(seen) == 1
-            assert fast.dtype is dispatched.dtype
-            assert torch.equal(fast, dispatched)
+        fast = call.ours(*tensors)
+        with OperatorsSeen() as seen:
+            dispatched = call.ours(*tensors)
+    assert seen == [str(call.op.fwd)]
+    assert fast.dtype is dispatched.dtype
+    assert torch.equal(fast, dispatched)
 
 
 @pytest.mark.parametrize("position", range(3))
