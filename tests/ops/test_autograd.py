@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from fused_ops import REGISTRY, fused_layernorm, fused_linear, fused_softmax
-from fused_ops._torch.spec import Op
+from fused_ops import REGISTRY, fused_linear, fused_softmax
 from fused_ops.ops.linear.activations import ACTIVATIONS
-from fused_ops.testing import ContractMode
+from fused_ops.testing import ContractMode, Op, Sample
 from tests.contract import TRAINED
+from tests.torch.calls import Call, each_call
 
 SPECS = [pytest.param(spec, id=name) for name, spec in TRAINED.items()]
+FORWARD_ONLY = [pytest.param(spec, id=name) for name, spec in REGISTRY.items() if not spec.trains]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -38,31 +38,11 @@ def test_linear_gradients(activation: str | None) -> None:
     assert gradgradcheck(fused_linear, (x, w, b, activation))
 
 
-def _calls() -> list[Any]:
-    def r(*shape: int) -> Tensor:
-        return torch.randn(*shape)
-
-    return [
-        pytest.param(fused_softmax, REGISTRY["softmax"].torch_fn, (r(3, 4),), {"dim": 0}, id="softmax"),
-        pytest.param(
-            lambda x, w, b: fused_layernorm(x, (4,), w, b),
-            lambda x, w, b: torch.nn.functional.layer_norm(x, (4,), w, b),
-            (r(3, 4), r(4), r(4)), {}, id="layer_norm",
-        ),
-        pytest.param(
-            lambda x, w, b: fused_linear(x, w, b, "gelu"),
-            lambda x, w, b: torch.nn.functional.gelu(torch.nn.functional.linear(x, w, b)),
-            (r(3, 4), r(5, 4), r(5)), {}, id="linear",
-        ),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("function", "eager", "args", "kwargs"), _calls())
-def test_every_subset_of_gradients(function: Any, eager: Any, args: Any, kwargs: Any) -> None:
-    for wanted in itertools.product((False, True), repeat=len(args)):
-        ours = [a.clone().requires_grad_(w) for a, w in zip(args, wanted)]
-        theirs = [a.clone().requires_grad_(w) for a, w in zip(args, wanted)]
-        out, expected = function(*ours, **kwargs), eager(*theirs, **kwargs)
+@each_call
+def test_every_subset_of_gradients(call: Call) -> None:
+    for wanted in itertools.product((False, True), repeat=len(call.letters)):
+        ours, theirs = ([t.requires_grad_(w) for t, w in zip(call.tensors(), wanted)] for _ in range(2))
+        out, expected = call.ours(*ours), call.aten(*theirs)
         assert out.requires_grad == any(wanted)
         if any(wanted):
             out.square().sum().backward()
@@ -73,10 +53,10 @@ def test_every_subset_of_gradients(function: Any, eager: Any, args: Any, kwargs:
                 torch.testing.assert_close(mine.grad, other.grad)
 
 
-@pytest.mark.parametrize(("function", "eager", "args", "kwargs"), _calls())
-def test_two_backwards_are_bit_equal(function: Any, eager: Any, args: Any, kwargs: Any) -> None:
-    leaves = [a.clone().requires_grad_() for a in args]
-    out = function(*leaves, **kwargs)
+@each_call
+def test_two_backwards_are_bit_equal(call: Call) -> None:
+    leaves = call.tensors(requires_grad=True)
+    out = call.ours(*leaves)
     dy = torch.randn_like(out)
     first = torch.autograd.grad(out, leaves, dy, retain_graph=True)
     second = torch.autograd.grad(out, leaves, dy)
@@ -85,38 +65,83 @@ def test_two_backwards_are_bit_equal(function: Any, eager: Any, args: Any, kwarg
         torch.autograd.grad(out, leaves, dy)
 
 
-@pytest.mark.parametrize(("function", "eager", "args", "kwargs"), _calls())
-def test_changing_a_saved_input_in_place_raises(function: Any, eager: Any, args: Any, kwargs: Any) -> None:
-    leaves = [a.clone().requires_grad_() for a in args]
-    x = leaves[0] * 1.0
-    out = function(x, *leaves[1:], **kwargs)
-    if function is fused_softmax:
-        out.data_ptr()
-        x = out  # softmax's backward reads its output
-    with torch.no_grad():
-        x.add_(1.0)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.sum().backward()
+@each_call
+def test_changing_a_tensor_in_place_raises_or_makes_no_difference(call: Call) -> None:
+    """After the forward, an argument or the result is changed: autograd notices if the backward would have read it."""
+    leaves = call.tensors(requires_grad=True)
+    expected = torch.autograd.grad(call.ours(*leaves), leaves, torch.ones_like(call.ours(*leaves)))
+    refused = 0
+    for changed in range(len(leaves) + 1):
+        arguments = [t * 1.0 for t in leaves]
+        out = call.ours(*arguments)
+        dy = torch.ones_like(out)
+        with torch.no_grad():
+            (*arguments, out)[changed].add_(1.0)
+        found, message = None, ""
+        try:
+            found = torch.autograd.grad(out, leaves, dy)
+        except RuntimeError as error:
+            message = str(error)
+        if found is None:
+            assert "modified by an inplace operation" in message
+            refused += 1
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    assert refused
 
 
-@pytest.mark.parametrize(("function", "eager", "args", "kwargs"), _calls())
-def test_no_graph_without_a_need(function: Any, eager: Any, args: Any, kwargs: Any) -> None:
-    leaves = [a.clone().requires_grad_() for a in args]
+@each_call
+def test_no_graph_without_a_need(call: Call) -> None:
+    leaves = call.tensors(requires_grad=True)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context, ContractMode() as mode:
-            out = function(*leaves, **kwargs)
+            out = call.ours(*leaves)
         assert out.grad_fn is None
         assert len(mode.checked) == 1
 
 
-@pytest.mark.parametrize(("function", "eager", "args", "kwargs"), _calls())
-def test_expanded_dy(function: Any, eager: Any, args: Any, kwargs: Any) -> None:
+@each_call
+def test_expanded_dy(call: Call) -> None:
     """sum().backward() hands the backward a dy of strides 0."""
-    ours, theirs = [a.clone().requires_grad_() for a in args], [a.clone().requires_grad_() for a in args]
-    (function(*ours, **kwargs) * 1.0).sum().backward()
-    eager(*theirs, **kwargs).sum().backward()
+    ours, theirs = call.tensors(requires_grad=True), call.tensors(requires_grad=True)
+    (call.ours(*ours) * 1.0).sum().backward()
+    call.aten(*theirs).sum().backward()
     for mine, other in zip(ours, theirs):
         torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-5)
+
+
+@each_call
+def test_gradients_of_gradients_are_the_baselines(call: Call) -> None:
+    results = []
+    for function in (call.ours, call.aten):
+        leaves = call.tensors(torch.float64, requires_grad=True)
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        results.append((first, torch.autograd.grad(sum(g.square().sum() for g in first), leaves)))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def _tensors(sample: Sample) -> list[tuple[int, Tensor]]:
+    return [(i, a) for i, a in enumerate(sample.args) if isinstance(a, Tensor)]
+
+
+@pytest.mark.parametrize("spec", FORWARD_ONLY)
+def test_an_op_without_a_backward_refuses_gradients(spec: Op) -> None:
+    """Whichever argument needs one; where none is recorded, the call is the ordinary one."""
+    sample = spec.example("cpu", torch.bfloat16)
+    expected = spec.public(*sample.args, **sample.kwargs)
+    assert _tensors(sample)
+    for position, tensor in _tensors(sample):
+        leaf = tensor.detach().clone().requires_grad_()
+        args = [leaf if i == position else a for i, a in enumerate(sample.args)]
+        with pytest.raises(RuntimeError, match=r": got a tensor that requires a gradient, allowed: inference"):
+            spec.public(*args, **sample.kwargs)
+        for context in (torch.no_grad(), torch.inference_mode()):
+            with context, ContractMode() as mode:
+                out = spec.public(*args, **sample.kwargs)
+            assert mode.checked == [str(spec.fwd)]
+            for got, want in zip(*((t,) if isinstance(t, Tensor) else t for t in (out, expected))):
+                assert not got.requires_grad
+                assert torch.equal(got.view(torch.uint8), want.view(torch.uint8))
 
 
 def test_hooks_and_accumulation() -> None:
