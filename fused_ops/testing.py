@@ -18,8 +18,19 @@ from ._runtime.settings import INTERPRET
 from ._torch.spec import REGISTRY, Case, ErrorSample, Expected, Op, Raw, Roles, Sample
 
 __all__ = [
-    "C", "REGISTRY", "Case", "ContractMode", "ErrorSample", "Expected", "Op", "Raw", "Roles", "Sample", "assert_within_contract",
-    "contract_error", "roles_of",
+    "REGISTRY",
+    "C",
+    "Case",
+    "ContractMode",
+    "ErrorSample",
+    "Expected",
+    "Op",
+    "Raw",
+    "Roles",
+    "Sample",
+    "assert_within_contract",
+    "contract_error",
+    "roles_of",
 ]  # fmt: skip
 
 C = 4.0

@@ -28,12 +28,15 @@ _Samples = Callable[[str, torch.dtype], Iterator[Sample]]
 SMALL = 1000  # elements of a tensor that finite differences are taken of
 
 
-def tagged(basic: str, addressing: Iterable[str], rough: Iterable[str] = ()) -> Callable[[_Samples], _Samples]:
+def tagged(
+    basic: str, addressing: Iterable[str], rough: Iterable[str] = (), first: Iterable[str] = (), slow: Iterable[str] = ()
+) -> Callable[[_Samples], _Samples]:
     """Decorator of an op's samples that gives them their tags.
 
-    basic, addressing: the samples, by name, that get the tag. rough: those that are not smooth, though small and finite.
+    basic, addressing, first, slow: the samples, by name, that get the tag; the basic one is first where no other is. rough: those
+    that are not smooth, though small and finite.
     """
-    stress, kinks = frozenset(addressing), frozenset(rough)
+    stress, kinks, soon, later = frozenset(addressing), frozenset(rough), frozenset(first) or {basic}, frozenset(slow)
 
     def decorate(samples: _Samples) -> _Samples:
         @functools.wraps(samples)
@@ -42,6 +45,8 @@ def tagged(basic: str, addressing: Iterable[str], rough: Iterable[str] = ()) -> 
                 has = {
                     "basic": sample.name == basic,
                     "addressing": sample.name in stress,
+                    "first": sample.name in soon,
+                    "slow": sample.name in later,
                     "smooth": sample.name not in kinks and _is_smooth(sample),
                 }
                 yield dataclasses.replace(sample, tags=frozenset(tag for tag, holds in has.items() if holds))

@@ -38,8 +38,7 @@ def test_there_are_modules() -> None:
 
 @pytest.mark.parametrize("op", MODULES)
 def test_the_fused_class_takes_the_place_of_torchs(op: Op) -> None:
-    module, x = example(op)
-    model = nn.Sequential(module)
+    model = nn.Sequential(example(op)[0])
     unfused = copy.deepcopy(model)
     report = fuse(model)
     assert [(c.op, c.status) for c in report] == [(op.name, "fused")]

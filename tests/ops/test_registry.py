@@ -41,10 +41,11 @@ def test_generators_yield(spec: Op) -> None:
     assert all(isinstance(e, ErrorSample) for e in errors)
     assert len({s.name for s in samples}) == len(samples)
     tags = [tag for sample in samples for tag in sample.tags]
-    assert set(tags) <= {"basic", "smooth", "addressing"}
+    assert set(tags) <= {"basic", "smooth", "addressing", "first", "slow"}
     assert tags.count("basic") == 1
     assert tags.count("addressing") >= 3
     assert tags.count("smooth") >= 4 or not spec.trains
+    assert 1 <= tags.count("first") <= 10
     example = spec.example("cpu", torch.bfloat16)
     assert all(a.numel() > 0 for a in example.args if isinstance(a, torch.Tensor))
     cases = list(spec.bench.cases())

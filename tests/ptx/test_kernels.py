@@ -111,34 +111,20 @@ def test_packed_rows_of_infinities(N: int) -> None:
     assert "cvt.rn.bf16x2.f32" in gpu.launches[0].compiled.asm["ptx"]
 
 
-# The samples of `make test`: each kernel, each kind of layout, no rows, no K, infinities. `make slow` runs them all.
-FIRST = {
-    "softmax": "rows(9, 257)|rows(3, 513)|rows(0, 5)|3d_dim1|transposed|sliced|offset|special|long_masked|to_float32",
-    "layer_norm": "rows(2, 1000)|rows(0, 5)|no_affine|no_bias|transposed|offset_view|expanded|mean_300|special",
-    "linear": "relu|gelu|bare|mnk(65, 130, 70)|mnk(5, 4, 0)|descriptors|transposed|weight_t|special_gelu_tanh",
-    "gated_linear": "silu|gelu_tanh|mnk(65, 70, 33)|mnk(5, 4, 0)|up_bias|one_weight_t",
-    "mlp": "gelu|relu|recompute|no_biases|weights_t",
-}
-FIRST_NAMES = {name: names.split("|") for name, names in FIRST.items()}
-
-
 def _samples() -> list[Any]:
-    """bf16 on sm_90 all, on sm_80 the products, and in fp32 layer norm without its chunked backward, which is long here."""
+    """bf16 on sm_90 all, on sm_80 the products, and in fp32 the other ops without what is long here. Of them `make test` runs the
+    first samples, or of an architecture or dtype that repeats the others the basic one; `make slow` runs all."""
     found = []
     for arch, dtype in ((90, BF16), (80, BF16), (90, FP32)):
         for case in cases([dtype]):
-            op, sample = case.values[0], case.id.split("-", 2)[2]
-            wanted = {(90, BF16): True, (80, BF16): op == "linear", (90, FP32): op == "layer_norm"}[arch, dtype]
-            if wanted and not (dtype is FP32 and sample in ("long_row", "wide_bwd")):
-                first = sample in FIRST_NAMES[op] if (arch, dtype) == (90, BF16) else sample in ("gelu", "special")
-                found.append(pytest.param(arch, *case.values, id=f"sm{arch}-{case.id}", marks=() if first else LATER))
+            op, sample = sample_of(*case.values)
+            if (arch, dtype) != (90, BF16) and op.roles.multiplies == (dtype is FP32):
+                continue
+            if dtype is FP32 and "slow" in sample.tags:
+                continue
+            first = ("first" if (arch, dtype) == (90, BF16) else "basic") in sample.tags
+            found.append(pytest.param(arch, *case.values, id=f"sm{arch}-{case.id}", marks=() if first else LATER))
     return found
-
-
-def test_the_first_samples_are_samples_of_every_op() -> None:
-    assert set(FIRST) == set(TRAINED)
-    known = {case.id for case in cases([BF16])}
-    assert not {f"{op}-bfloat16-{name}" for op, names in FIRST_NAMES.items() for name in names} - known
 
 
 @pytest.mark.parametrize(("arch", "name", "dtype", "index"), _samples())
@@ -147,25 +133,13 @@ def test_samples(arch: int, name: str, dtype: torch.dtype, index: int) -> None:
         hold_to_contract(*sample_of(name, dtype, index))
 
 
-FIRST_FORWARD = {
-    "linear_fp8": "gelu|no_bias|row_wise(True, False)|row_wise(False, True)|odd|small_m_long_k|transposed",
-    "layer_norm_fp8": "rows(2, 1000)|rows(0, 5)|no_affine|transposed|expanded|special|spike|zeros",
-}
-
-
-def test_the_first_samples_are_samples_of_every_op_without_gradients() -> None:
-    assert set(FIRST_FORWARD) == set(REGISTRY) - set(TRAINED)
-    for name, names in FIRST_FORWARD.items():
-        assert set(names.split("|")) <= {sample.name for sample in REGISTRY[name].samples("cpu", BF16)}
-
-
 @pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["first", "others"])
-@pytest.mark.parametrize("name", FIRST_FORWARD)
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name not in TRAINED])
 def test_samples_of_ops_without_gradients(name: str, first: bool) -> None:
     spec = REGISTRY[name]
     launches = 0
     for sample in spec.samples("cpu", BF16):
-        if (sample.name in FIRST_FORWARD[name].split("|")) == first:
+        if ("first" in sample.tags) == first:
             with device(90) as gpu, ContractMode() as mode:
                 spec.public(*sample.args, **sample.kwargs)
             assert mode.checked, sample.name

@@ -15,7 +15,12 @@ from ...case_builders import INFERENCE, cross, empty, randn, tagged
 from .matmul import operand
 
 
-@tagged("silu", addressing=("descriptors", "sliced", "transposed", "gelu", "silu"), rough=("relu", "relu2"))
+@tagged(
+    "silu",
+    addressing=("descriptors", "sliced", "transposed", "gelu", "silu"),
+    rough=("relu", "relu2"),
+    first=("silu", "gelu_tanh", "mnk(65, 70, 33)", "mnk(5, 4, 0)", "up_bias", "one_weight_t"),
+)
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Every activation, biases present and absent, sizes that are no multiples of a tile, any rank, every layout."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,22 @@ from .matmul import operand
 _NAMES = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "relu2")
 
 
-@tagged("gelu", addressing=("descriptors", "long_k", "sliced", "transposed", "gelu", "silu"), rough=("relu", "relu2"))
+@functools.cache
+def _gelu_of_infinity(dtype: torch.dtype) -> str:
+    """Why ATen's gelu of infinity is wrong on the CPU, or "" where it is right: it depends on the vectors of the CPU."""
+    infinities = torch.full((64,), float("inf"), dtype=dtype)
+    wrong = bool(torch.nn.functional.gelu(infinities).isnan().any())
+    return "ATen's vectorised gelu on this CPU gives NaN at +inf, where the exact value is inf" if wrong else ""
+
+
+@tagged(
+    "gelu",
+    addressing=("descriptors", "long_k", "sliced", "transposed", "gelu", "silu"),
+    rough=("relu", "relu2"),
+    first=(
+        "relu", "gelu", "bare", "mnk(65, 130, 70)", "mnk(5, 4, 0)", "descriptors", "transposed", "weight_t", "special_gelu_tanh",
+    ),
+)  # fmt: skip
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Every activation, sizes that are no multiples of a tile, any rank, every layout."""
 
@@ -49,7 +65,8 @@ def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     special = r(6, 8)
     special[0, 0], special[1, 1], special[2, 2] = float("nan"), float("inf"), -float("inf")
     for activation in ("relu", "gelu", "gelu_tanh", "silu", "tanh"):
-        yield Sample(f"special_{activation}", (special, torch.eye(8, device=device, dtype=dtype), None, activation))
+        args = (special, torch.eye(8, device=device, dtype=dtype), None, activation)
+        yield Sample(f"special_{activation}", args, aten_fails=_gelu_of_infinity(dtype) if activation == "gelu" else "")
 
 
 def errors(device: str) -> Iterator[ErrorSample]:

@@ -24,7 +24,11 @@ def quantise(x: Tensor, row_wise: bool) -> tuple[Tensor, Tensor]:
     return (x.float() / (scale.unsqueeze(-1) if row_wise else scale)).to(_FP8), scale
 
 
-@tagged("gelu", addressing=("descriptors", "small_m_long_k", "transposed", "gelu", "silu"))
+@tagged(
+    "gelu",
+    addressing=("descriptors", "small_m_long_k", "transposed", "gelu", "silu"),
+    first=("gelu", "no_bias", "row_wise(True, False)", "row_wise(False, True)", "odd", "small_m_long_k", "transposed"),
+)
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Both kinds of scales, activations, sizes that are no multiples of a tile, layouts. dtype: of the bias and output."""
 

@@ -15,7 +15,12 @@ from . import linear
 from .matmul import operand
 
 
-@tagged("gelu", addressing=("descriptors_recompute", "descriptors", "transposed", "gelu", "silu"), rough=("relu", "relu2"))
+@tagged(
+    "gelu",
+    addressing=("descriptors_recompute", "descriptors", "transposed", "gelu", "silu"),
+    rough=("relu", "relu2"),
+    first=("gelu", "relu", "recompute", "no_biases", "weights_t"),
+)
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Every activation with and without recomputation, absent biases, sizes that are no multiples of a tile, layouts."""
 

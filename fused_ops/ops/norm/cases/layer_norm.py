@@ -17,7 +17,11 @@ from ...case_builders import INFERENCE, cross, empty, randn, tagged
     "rows(37, 63)",
     addressing=("long_row", "wide_bwd", "sliced", "offset_view", "transposed", "rows(37, 63)", "rows(9, 257)"),
     rough=("eps_negative",),
-)
+    first=(
+        "rows(2, 1000)", "rows(0, 5)", "no_affine", "no_bias", "transposed", "offset_view", "expanded", "mean_300", "special",
+    ),
+    slow=("long_row", "wide_bwd"),
+)  # fmt: skip
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Shapes that are no powers of two, any normalized_shape, absent parameters, every layout, hard values."""
 

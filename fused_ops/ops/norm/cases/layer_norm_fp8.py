@@ -16,7 +16,10 @@ _LARGEST, _LEAST_TOP = 448.0, 1e-12
 
 
 @tagged(
-    "rows(37, 63)", addressing=("long_row", "wide_bwd", "sliced", "offset_view", "transposed", "rows(37, 63)", "rows(9, 257)")
+    "rows(37, 63)",
+    addressing=("long_row", "wide_bwd", "sliced", "offset_view", "transposed", "rows(37, 63)", "rows(9, 257)"),
+    first=("rows(2, 1000)", "rows(0, 5)", "no_affine", "transposed", "expanded", "special", "spike", "zeros"),
+    slow=("long_row", "wide_bwd"),
 )
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """fused_layernorm's, rows of zeros, a bias far above the rest of its row, and rows that take three passes."""

@@ -17,6 +17,8 @@ from ...case_builders import empty, randn, tagged
     "rows(37, 63)",
     ("long_row", "wide_bwd", "sliced", "offset_view", "transposed", "rows(9, 257)", "heads"),
     rough=("eps_negative", "zeros"),
+    first=("rows(2, 1000)", "rows(0, 5)", "no_weight", "transposed", "offset_view", "expanded", "mean_300", "special"),
+    slow=("long_row", "wide_bwd"),
 )
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Shapes that are no powers of two, any normalized_shape, with and without weight, every layout, hard values."""

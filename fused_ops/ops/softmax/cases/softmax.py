@@ -15,7 +15,14 @@ from ...case_builders import cross, empty, randn, tagged
 INF, NAN = float("inf"), float("nan")
 
 
-@tagged("rows(7, 255)", addressing=("long_row", "long_masked", "inner_long", "wide_range", "sliced", "offset", "transposed"))
+@tagged(
+    "rows(7, 255)",
+    addressing=("long_row", "long_masked", "inner_long", "wide_range", "sliced", "offset", "transposed"),
+    first=(
+        "rows(9, 257)", "rows(3, 513)", "rows(0, 5)", "3d_dim1", "transposed", "sliced", "offset", "special", "long_masked",
+        "to_float32",
+    ),
+)  # fmt: skip
 def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     """Shapes that are no powers of two, every dim, every layout, and the values that break softmaxes."""
 
