@@ -6,46 +6,48 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fused_ops._torch.spec import REGISTRY
-from fused_ops.ops.linear.cases.linear_fp8 import quantise
+from fused_ops import REGISTRY
+from fused_ops.testing import Op, Raw
 from tests.gpu.sampled import SAMPLE, hold_sampled, sample
+from tests.torch.calls import CALL
 
-M, N, K = 300, 144, 96
+SIZES = (300, 144, 96, 48)
 
 
-def arguments(op: str, activation: str = "gelu") -> tuple[Any, ...]:
-    def weight(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns) * columns**-0.5
+def arguments(op: Op, variant: str | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Those of a benchmark case of the op, with small sizes, in fp32 where it has floats of that kind; with an activation."""
+    shape = next(iter(op.bench.shapes.values()))
+    variant = variant or next((v for v in op.bench.variants if v and v not in ("none", "None")), None)
+    dtype = torch.float32 if op.trains or op.bench.dtypes[0].itemsize > 1 else op.bench.dtypes[0]
+    return op.bench.make("cpu", SIZES[: len(shape)], dtype, variant)
 
-    x = torch.randn(M, K)
-    if op == "linear_fp8":
-        (q, scale), (w, w_scale) = quantise(x, True), quantise(weight(N, K), True)
-        return q, w, scale, w_scale, torch.randn(N), activation, torch.float32
-    return {
-        "linear": (x, weight(N, K), torch.randn(N), activation),
-        "gated_linear": (x, weight(N, K), weight(N, K), activation, torch.randn(N), torch.randn(N)),
-        "mlp": (x, weight(N, K), torch.randn(N), weight(K, N), torch.randn(K), activation),
-        "softmax": (x, -1),
-        "layer_norm": (x, (K,), torch.randn(K), torch.randn(K)),
-        "layer_norm_fp8": (x, (K,), torch.randn(K), torch.randn(K)),
-    }[op]
+
+def example(op: Op) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The op's example, of an op that trains with 300 rows."""
+    if not op.trains:
+        sample = op.example("cpu", torch.float32)
+        return sample.args, sample.kwargs
+    call = CALL[op.name]
+    return call.filled([t.flatten(0, -2) if t.dim() > 2 else t for t in call.tensors(batch=SIZES[0], middle=1)])
 
 
 @pytest.mark.parametrize("op", list(REGISTRY))
 def test_what_is_right_passes(op: str) -> None:
-    hold_sampled(REGISTRY[op], arguments(op), {})
+    hold_sampled(REGISTRY[op], *arguments(REGISTRY[op]))
 
 
-@pytest.mark.parametrize(("op", "activation"), [("linear", None), ("linear", "relu"), ("mlp", "relu")])
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("op", [name for name, op in REGISTRY.items() if op.trains and op.bench.variants])
 def test_what_keeps_no_pre_activation_passes(op: str, activation: str | None) -> None:
-    hold_sampled(REGISTRY[op], arguments(op, activation), {})  # type: ignore[arg-type]
+    args, kwargs = arguments(REGISTRY[op], "gelu")
+    assert "gelu" in args
+    hold_sampled(REGISTRY[op], tuple(activation if isinstance(a, str) else a for a in args), kwargs)
 
 
 def test_recomputing_passes() -> None:
-    hold_sampled(REGISTRY["mlp"], arguments("mlp"), {"recompute": True})
+    hold_sampled(REGISTRY["mlp"], arguments(REGISTRY["mlp"])[0], {"recompute": True})
 
 
 class Corrupt(TorchDispatchMode):
@@ -67,16 +69,18 @@ class Corrupt(TorchDispatchMode):
 
 
 WRONG = [
-    *((name, "fwd", i) for name, count in (("linear", 2), ("gated_linear", 3), ("mlp", 3), ("softmax", 1), ("layer_norm", 3), ("linear_fp8", 1)) for i in range(count)),
-    *((name, "bwd", i) for name, count in (("linear", 3), ("gated_linear", 5), ("mlp", 4), ("softmax", 1), ("layer_norm", 3)) for i in range(count)),
-]  # fmt: skip
+    pytest.param(op, raw, i, id=f"{raw.name}-{i}")
+    for op in REGISTRY.values()
+    for raw in op.raw
+    for i in range(len(raw.overload._schema.returns))
+]
 
 
-@pytest.mark.parametrize(("op", "way", "output"), WRONG)
-def test_one_wrong_element_is_noticed(op: str, way: str, output: int) -> None:
-    spec = REGISTRY[op]
-    with Corrupt(getattr(spec, way), output) as corrupt, pytest.raises(AssertionError, match=f"output {output}, sampled"):
-        hold_sampled(spec, arguments(op), {})
+@pytest.mark.parametrize(("op", "raw", "output"), WRONG)
+def test_one_wrong_element_is_noticed(op: Op, raw: Raw, output: int) -> None:
+    args, kwargs = example(op)
+    with Corrupt(raw.overload, output) as corrupt, pytest.raises(AssertionError, match=f"output {output}, sampled"):
+        hold_sampled(op, args, kwargs)
     assert corrupt.done
 
 
@@ -87,8 +91,3 @@ def test_the_sample_has_the_ends_and_the_edges_of_tiles(size: int) -> None:
     assert len(found) == min(SAMPLE, size)
     assert {0, size - 1} <= set(found)
     assert size < 1000 or {127, 128, 255, 256, size - 128, size - 129} <= set(found)
-
-
-def test_every_op_has_a_smaller_call() -> None:
-    """So that no benchmark case of a new op is left out unseen."""
-    assert {spec.name for spec in REGISTRY.values() if spec.trains} == {name for name, way, _ in WRONG if way == "bwd"}

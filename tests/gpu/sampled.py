@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fused_ops._torch.spec import REGISTRY, Op
-from fused_ops.testing import assert_within_contract
+from fused_ops import REGISTRY
+from fused_ops.testing import Op, Raw, assert_within_contract
 
 SAMPLE = 64
 TILES = (16, 32, 64, 128, 256)  # whose edges are among the rows
@@ -29,69 +31,78 @@ def sample(size: int) -> list[int]:
     return sorted(found[:SAMPLE])
 
 
-def smaller_calls(op: str, args: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Pick]]:
+@dataclass(frozen=True)
+class Way:
+    """How operands are cut, each role along a dimension (what is not named stays whole), and the roles of the outputs that a
+    call on what is left computes."""
+
+    cut: dict[str, int]
+    outputs: frozenset[str]
+
+
+BY_ROWS = Way(dict.fromkeys("xyzs", 0), frozenset("xyzs"))
+BY_COLUMNS = Way({"y": -1, "w": 0, "b": 0, "W": -1}, frozenset("ywbWB"))  # of a product, y's
+BY_WIDTH = Way({"x": -1, "v": 0}, frozenset("v"))  # of a norm, x's: its sums over rows
+
+
+def smaller_calls(raw: Raw, args: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Pick]]:
     """Calls of a raw operator on some rows, or some columns, of its arguments, each with what it should give of the outputs
-    of the whole call. Arguments are 2-D, as in benchmark cases. op: the operator's name, such as linear_bwd."""
-    rows = sample(args[0].shape[0])
-    if op in ("linear_fwd", "gated_linear_fwd", "mlp_fwd", "layer_norm_fwd", "layer_norm_fp8_fwd", "softmax_fwd"):
-        yield (args[0][rows], *args[1:]), lambda outs: tuple(o[rows] if o.numel() else None for o in outs)
-    elif op == "linear_fp8_fwd":
-        x, weight, input_scale, *rest = args
-        scale = input_scale if input_scale.numel() == 1 else input_scale.reshape(-1)[rows]
-        yield (x[rows], weight, scale, *rest), lambda outs: (outs[0][rows],)
-    elif op == "softmax_bwd":
-        yield (args[0][rows], args[1][rows], *args[2:]), lambda outs: (outs[0][rows],)
-    elif op == "layer_norm_bwd":
-        dy, x, weight, mean, rstd, need_dx, need_dw, need_db, bias_dtype = args
-        some = (dy[rows], x[rows], weight, mean[rows], rstd[rows])
-        yield (*some, need_dx, False, False, bias_dtype), lambda outs: (outs[0][rows], None, None)
-        columns = sample(x.shape[1])
-        part = (dy[:, columns], x[:, columns], None if weight is None else weight[columns], mean, rstd)
-        yield (*part, False, need_dw, need_db, bias_dtype), lambda outs: (None, *(o[columns] for o in outs[1:]))
-    elif op == "linear_bwd":
-        dy, x, weight, saved, activation, need_dx, need_dw, need_db = args
-        columns = sample(dy.shape[1])
-        some, part = (saved[rows], saved[:, columns])
-        if need_dx:
-            yield (
-                (dy[rows], x[rows], weight, some, activation, True, False, False),
-                lambda outs: (outs[0][rows], None, None),
-            )
-        if need_dw or need_db:
-            w = None if weight is None else weight[columns]
-            yield (
-                (dy[:, columns], x, w, part, activation, False, need_dw, need_db),
-                lambda outs: (None, outs[1][columns] if need_dw else None, outs[2][columns] if need_db else None),
-            )
-    elif op == "gated_linear_bwd":
-        dy, x, wg, wu, g, u, activation, *needs = args
-        columns = sample(dy.shape[1])
-        yield (
-            (dy[rows], x[rows], wg, wu, g[rows], u[rows], activation, needs[0], False, False, False, False),
-            lambda outs: (outs[0][rows] if needs[0] else None, None, None, None, None),
-        )
-        yield (
-            (dy[:, columns], x, wg[columns], wu[columns], g[:, columns], u[:, columns], activation, False, *needs[1:]),
-            lambda outs: (None, *(o[columns] if need else None for o, need in zip(outs[1:], needs[1:]))),
-        )
-    elif op == "mlp_bwd":
-        dy, weight2, saved, h, activation, need_dpre, need_db1, need_dw2, need_db2 = args
-        columns = sample(weight2.shape[1])  # of the hidden layer
-        stored = h.numel() == saved.numel()
-        yield (
-            (dy[rows], weight2, saved[rows], h[rows] if stored else h, activation, need_dpre, False, False, False),
-            lambda outs: (outs[0][rows] if need_dpre else None, None, None, None),
-        )
-        part = (dy, weight2[:, columns], saved[:, columns], h[:, columns] if stored else h, activation)
-        yield (
-            (*part, False, need_db1, need_dw2, need_db2),
-            lambda outs: (
-                None, outs[1][columns] if need_db1 else None, outs[2][:, columns] if need_dw2 else None,
-                outs[3] if need_db2 else None,
-            ),
-        )  # fmt: skip
-    else:
-        raise NotImplementedError(f"no smaller call of {op} is known")
+    of the whole call. Arguments are 2-D, as in benchmark cases. What may be cut follows from their roles."""
+    roles = raw.roles_of(args)
+    inputs, outputs = roles.inputs.split(), roles.outputs.split()
+    produced = {output[0] for output in outputs}
+    ways = [BY_ROWS]
+    if not raw.forward and produced & set("wbWB"):
+        ways.append(BY_COLUMNS)
+    if not raw.forward and "v" in produced:
+        ways.append(BY_WIDTH)
+    for way in ways:
+        if any(output[0] in way.outputs and _needed(output, args) for output in outputs):
+            yield _cut(way, inputs, outputs, args), functools.partial(_pick, way, outputs, inputs, args)
+
+
+def _needed(output: str, args: tuple[Any, ...]) -> bool:
+    """Whether the call computes the output: the argument that its role points at says so."""
+    return not output[1:] or bool(args[int(output[1:])])
+
+
+def _indices(way: Way, inputs: list[str], args: tuple[Any, ...]) -> list[int]:
+    """What is sampled of the dimension that is cut."""
+    given = [(a, role) for a, role in zip(args, inputs) if isinstance(a, Tensor) and a.numel()]
+    return sample(next(a.shape[way.cut[role]] for a, role in given if role in way.cut))
+
+
+def _cut(way: Way, inputs: list[str], outputs: list[str], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of the smaller call: outputs that it does not have are not asked for."""
+    chosen, scales = _indices(way, inputs, args), 0
+    smaller = list(args)
+    for i, (argument, role) in enumerate(zip(args, inputs)):
+        if isinstance(argument, Tensor) and argument.numel():
+            dim = way.cut.get(role)
+            if role == "q":  # the first scale is x's: one number, or one a row
+                dim = 0 if scales == 0 and argument.numel() > 1 else None
+                scales += 1
+            if dim is not None:
+                smaller[i] = argument.index_select(dim, torch.tensor(chosen, device=argument.device))
+    for output in outputs:
+        if output[1:] and output[0] not in way.outputs:
+            smaller[int(output[1:])] = False
+    return tuple(smaller)
+
+
+def _pick(
+    way: Way, outputs: list[str], inputs: list[str], args: tuple[Any, ...], results: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """From the outputs of the whole call, those of the smaller one."""
+    chosen = _indices(way, inputs, args)
+    picked: list[Tensor | None] = []
+    for role, result in zip(outputs, results):
+        dim = way.cut.get(role[0])
+        if not _needed(role, args) or role[0] not in way.outputs:
+            picked.append(None)
+        else:
+            picked.append(result if dim is None else result.index_select(dim, torch.tensor(chosen, device=result.device)))
+    return tuple(picked)
 
 
 class SampledContract(TorchDispatchMode):
@@ -101,11 +112,11 @@ class SampledContract(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.checked: list[str] = []
-        self._bounds = {raw.overload: raw.bound for op in REGISTRY.values() for raw in op.raw}
+        self._raws = {raw.overload: raw for op in REGISTRY.values() for raw in op.raw}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func not in self._bounds:
+        if func not in self._raws:
             return result
         outputs = result if isinstance(result, tuple) else (result,)
         again = func(*args, **(kwargs or {}))
@@ -113,9 +124,8 @@ class SampledContract(TorchDispatchMode):
             same = torch.equal(out.view(torch.uint8), second.view(torch.uint8)) if out.numel() else True
             assert same, f"{func} output {i} differs between two runs on the same arguments"
         del again
-        name = func._schema.name.partition("::")[2]
-        for call, pick in smaller_calls(name, args):
-            bounds, picked = self._bounds[func](*call), pick(outputs)
+        for call, pick in smaller_calls(self._raws[func], args):
+            bounds, picked = self._raws[func].bound(*call), pick(outputs)
             assert len(bounds) == len(picked)
             for i, (out, expected) in enumerate(zip(picked, bounds)):
                 if out is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +33,14 @@ class Call:
         return self.op.name
 
     def ours(self, *tensors: Tensor) -> Any:
-        args, kwargs = self._filled(tensors)
+        args, kwargs = self.filled(tensors)
         return self.op.public(*args, **kwargs)
 
     def aten(self, *tensors: Tensor) -> Any:
-        args, kwargs = self._filled(tensors)
+        args, kwargs = self.filled(tensors)
         return self.op.torch_fn(*args, **kwargs)
 
-    def _filled(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def filled(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The example's arguments with these tensors in the place of its own."""
         left = list(tensors)
         args = tuple(left.pop(0) if isinstance(a, Tensor) else a for a in self.example.args)
