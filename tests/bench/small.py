@@ -10,8 +10,7 @@ import torch
 from bench.providers import Prepared, Provider, Workload
 from bench.tasks import Task
 from fused_ops import REGISTRY
-from fused_ops._torch.spec import Case
-from fused_ops.ops.linear.cases.linear_fp8 import quantise
+from fused_ops.testing import Case, Op
 
 
 class Made(Provider):
@@ -29,26 +28,30 @@ class Made(Provider):
         return Prepared(self.call)
 
 
-def task(op: str, pass_: str = "fwd", kind: str = "wall", dtype: torch.dtype = torch.float32, rows: int = 24) -> Task:
-    """A task of softmax, layer_norm, layer_norm_fp8, linear, mlp or linear_fp8 with small arguments of the registry's form."""
-    shapes: dict[str, tuple[int, ...]] = {"softmax": (rows, 40), "layer_norm": (rows, 40), "linear": (rows, 16, 40)}
-    shapes["layer_norm_fp8"] = shapes["layer_norm"]
-    shapes["linear_fp8"] = shapes["mlp"] = shapes["linear"]
+SIZES = {1: (40,), 2: (24, 40), 3: (24, 16, 40), 4: (2, 24, 16, 40)}
+"""A benchmark shape of so many dimensions, made small."""
 
-    def make(device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        def r(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, device=device).to(dtype)
 
-        if op == "softmax":
-            return (r(rows, 40),), {"dim": -1}
-        if op.startswith("layer_norm"):
-            return (r(rows, 40), (40,), r(40), r(40)), {}
-        if op == "mlp":
-            return (r(rows, 40), r(16, 40), r(16), r(40, 16), r(40), "gelu"), {}
-        if op == "linear_fp8":
-            (x, x_scale), (w, w_scale) = (quantise(torch.randn(n, 40, device=device), True) for n in (rows, 16))
-            return (x, w, x_scale, w_scale, torch.randn(16, device=device).bfloat16(), "gelu"), {}
-        return (r(rows, 40), r(16, 40), r(16), "gelu"), {}
+def arguments(
+    op: Op, device: str = "cpu", dtype: torch.dtype | None = None, variant: str | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of a benchmark case of the op with small sizes; by default with an activation, and in fp32 where it trains."""
+    if variant is None:
+        variant = next((v for v in op.bench.variants if v not in (None, "none")), None)
+    if dtype is None:
+        dtype = torch.float32 if op.trains else op.bench.dtypes[0]
+    return op.bench.make(device, _shape(op), dtype, variant)
 
-    dtype = torch.float8_e4m3fn if op == "linear_fp8" else dtype
-    return Task(REGISTRY[op], Case(f"small_{op}", dtype, shapes[op], make), pass_, kind)
+
+def _shape(op: Op) -> tuple[int, ...]:
+    return SIZES[len(next(iter(op.bench.shapes.values())))]
+
+
+def task(name: str, pass_: str = "fwd", kind: str = "wall", dtype: torch.dtype | None = None) -> Task:
+    """A task of an op with small arguments."""
+    op = REGISTRY[name]
+    case = Case(
+        f"small_{name}", dtype or (torch.float32 if op.trains else op.bench.dtypes[0]), _shape(op),
+        lambda device: arguments(op, device, dtype),
+    )  # fmt: skip
+    return Task(op, case, pass_, kind)

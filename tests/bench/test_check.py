@@ -13,6 +13,7 @@ from bench import check
 from bench.measure import Bundle, Measurement
 from bench.providers import by_name
 from bench.timing import Replay
+from fused_ops import REGISTRY
 from tests.bench import fake_cuda
 from tests.bench.small import Made, task
 
@@ -79,7 +80,7 @@ def test_wrong_gradient_is_reported(pass_: str) -> None:
 
 @pytest.mark.parametrize("pass_", ["fwd", "train_fwd", "bwd", "fwd+bwd"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("op", ["softmax", "layer_norm", "linear"])
+@pytest.mark.parametrize("op", [name for name, op in REGISTRY.items() if op.trains])
 @pytest.mark.parametrize("provider", ["eager", "ours"])
 def test_right_providers_pass(provider: str, op: str, dtype: torch.dtype, pass_: str) -> None:
     measurement = Measurement(by_name(provider), Bundle.of(task(op, pass_, dtype=dtype), "cpu"))
@@ -89,7 +90,7 @@ def test_right_providers_pass(provider: str, op: str, dtype: torch.dtype, pass_:
 
 
 @pytest.mark.parametrize("pass_", ["fwd", "bwd", "fwd+bwd"])
-@pytest.mark.parametrize("op", ["softmax", "layer_norm"])
+@pytest.mark.parametrize("op", [name for name, op in REGISTRY.items() if op.trains and not op.roles.multiplies])
 def test_reference_in_blocks_is_the_reference(op: str, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.of(task(op, pass_), "cpu")
     whole = check.expected(bundle.task, bundle.sets[0])

@@ -15,6 +15,7 @@ from bench.measure import Bundle, Measurement
 from bench.patience import TooSlow
 from bench.providers import Provider, by_name
 from bench.timing import Replay, capture, side_stream
+from fused_ops import REGISTRY
 from tests.bench import fake_cuda
 from tests.bench.small import Made, task
 
@@ -38,7 +39,7 @@ def measured(provider: Provider, op: str, pass_: str) -> Measurement:
 
 
 @pytest.mark.parametrize("pass_", ["bwd", "fwd", "train_fwd", "fwd+bwd"])
-@pytest.mark.parametrize("op", ["softmax", "layer_norm", "linear", "mlp"])
+@pytest.mark.parametrize("op", [name for name, op in REGISTRY.items() if op.trains])
 @pytest.mark.parametrize("provider", ["eager", "ours"])
 def test_the_first_measurement_of_a_process_gets_its_graph(provider: str, op: str, pass_: str, gpu: fake_cuda.GPU) -> None:
     measurement = measured(by_name(provider), op, pass_)
