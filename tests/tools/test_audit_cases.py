@@ -76,9 +76,9 @@ def test_labels_of_different_compilations_differ() -> None:
 @pytest.mark.xdist_group("audit")
 def test_eager_and_compiled_calls_are_listed() -> None:
     """A compiler traces products without TMA, and clusters need a later Triton than may be installed: both are listed."""
-    before = clusters._triton, matmul_plan.is_traced, clusters._given_up
+    before = clusters._triton, matmul_plan.at_vectors, clusters._given_up
     eager, compiled = ({launch.kernel for _, launch in audit_cases.launches_on(H200, way)} for way in (False, True))
-    assert (clusters._triton, matmul_plan.is_traced, clusters._given_up) == before
+    assert (clusters._triton, matmul_plan.at_vectors, clusters._given_up) == before
     assert compiled - eager == {name for name in compiled if "_cluster_" in name} != set()
     assert eager - compiled == {name for name in eager if "_tma_" in name} != set()
     wide = [case for case in audit_cases.audit_cases((90,)) if case["kernel"] == "linear_fwd_kernel" and case["aligned"]]
