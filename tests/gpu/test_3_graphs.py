@@ -8,19 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import REGISTRY
-from tests.contract import TRAINED
+from tests.contract import cases, sample_of
 from tests.gpu.hold import on_gpu
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("index", [0, 3, 8])
-@pytest.mark.parametrize("name", list(TRAINED))
-def test_replay_on_new_inputs(name: str, index: int) -> None:
-    spec = REGISTRY[name]
-    samples = list(spec.samples("cpu", torch.bfloat16))
-    sample = samples[min(index, len(samples) - 1)]
+FIRST = [case for case in cases([torch.bfloat16]) if "first" in sample_of(*case.values)[1].tags]
+
+
+@pytest.mark.parametrize(("name", "dtype", "index"), FIRST)
+def test_replay_on_new_inputs(name: str, dtype: torch.dtype, index: int) -> None:
+    spec, sample = sample_of(name, dtype, index)
     args = [_leaf(on_gpu(a)) for a in sample.args]
     wanted = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
 

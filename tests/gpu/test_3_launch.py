@@ -19,11 +19,12 @@ from torch import Tensor
 import fused_ops
 from fused_ops import REGISTRY
 from fused_ops._runtime.launch import recorded
+from tests.contract import TRAINED
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]
 BF16 = torch.bfloat16
-NAMES = ("linear", "gated_linear", "mlp", "softmax", "layer_norm")
+NAMES = list(TRAINED)
 
 
 def randn(*shape: int, scale: float = 1.0) -> Tensor:
@@ -42,19 +43,18 @@ def step(name: str, args: list[Any], kwargs: dict[str, Any]) -> list[Tensor]:
 
 
 def large() -> dict[str, tuple[Any, ...]]:
-    """Arguments that choose TMA descriptors (in linear, gated_linear and mlp), packed rows, and a chunked backward."""
-    M, N, K = 1024, 1536, 512
-    x, w, v = randn(M, K), randn(N, K, scale=K**-0.5), randn(N, K, scale=K**-0.5)
-    return {
-        "linear": (x, w, randn(N), "gelu"),
-        "gated_linear": (x, w, v, "silu"),
-        "mlp": (x, w, randn(N), randn(K, N, scale=N**-0.5), randn(K), "gelu_tanh"),
-        "softmax": (randn(300, 50257), -1),
-        "layer_norm": (randn(300, 16384), (16384,), randn(16384), randn(16384)),
-    }
+    """Arguments of every op that trains, which choose TMA descriptors for its products, or packed rows and a chunked backward."""
+    sizes = {2: (300, 16384), 3: (1024, 1536, 512)}
+    made = {}
+    for name, op in TRAINED.items():
+        shape = next(iter(op.bench.shapes.values()))
+        variant = next((v for v in op.bench.variants if v is not None), None)
+        made[name], kwargs = op.bench.make("cuda", sizes.get(len(shape), shape), BF16, variant)
+        assert set(kwargs) <= {"dim"}  # -1, every op's own default
+    return made
 
 
-@pytest.mark.parametrize("name", ["linear", "gated_linear", "mlp"])
+@pytest.mark.parametrize("name", [name for name, op in TRAINED.items() if op.roles.multiplies])
 def test_these_sizes_take_descriptors(name: str) -> None:
     """What the tests below are about, on a GPU that has TMA."""
     if torch.cuda.get_device_capability() < (9, 0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,14 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_ops
-from fused_ops import fused_layernorm, fused_linear, fused_softmax
+from fused_ops import REGISTRY, fused_layernorm, fused_linear, fused_softmax
+from fused_ops._torch import sharding
 from fused_ops.nn import FusedLayerNorm, FusedLinear
+from fused_ops.testing import roles_of
+from tests.torch.calls import CALLS, Call
 
 BATCH, TOKENS, WIDTH, HEADS = 4, 8, 16, 4
 
@@ -175,6 +179,80 @@ def operator(world: int) -> None:
             torch.testing.assert_close(leaf.grad.full_tensor(), local[j].grad)  # type: ignore[union-attr]
 
 
+def placements(call: Call, mesh: Any) -> Iterator[tuple[list[Any], Any]]:
+    """Every (placements of the tensors, placement of the result) that one dimension of the mesh allows, by the roles' rules."""
+    args: list[tuple[Any, ...]] = []
+    with torch.no_grad(), Noted(call.op.fwd, args):
+        call.ours(*call.tensors(torch.float64))
+    (raw,), inputs = args, call.op.roles.inputs.split()
+    for outputs, placed in sharding._shardings(call.op.raw[0], *raw):
+        by_role = {role: placement for role, placement in zip(inputs, placed) if placement is not None}
+        yield [by_role[letter] for letter in call.letters], outputs[0]
+
+
+class Noted(TorchDispatchMode):
+    """While active, appends the arguments of each call of an operator to a list."""
+
+    def __init__(self, overload: Any, found: list[tuple[Any, ...]]) -> None:
+        super().__init__()
+        self.overload, self.found = overload, found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is self.overload:
+            self.found.append(args)
+        return func(*args, **(kwargs or {}))
+
+
+def every_op(world: int) -> None:
+    """The example of each op that trains, on each sharding that its roles allow: without communication in the forward, its
+    result and gradients are those of the unsharded call."""
+    mesh = init_device_mesh("cpu", (world,))
+    for call in CALLS:
+        found = list(placements(call, mesh))
+        assert len(found) >= 2 or "q" in call.op.roles.inputs, f"{call.name}: nothing but replicas"
+        for placed, result in found:
+            what = f"{call.name}: {placed}"
+            local = call.tensors(torch.float64, requires_grad=True)
+            many = [distribute_tensor(t.detach(), mesh, [p]).requires_grad_() for t, p in zip(local, placed)]
+            with CommDebugMode() as communication:
+                out = call.ours(*many)
+            assert communication.get_total_counts() == 0, f"{what}: {communication.get_comm_counts()}"
+            assert out.placements == (result,), f"{what}: {out.placements}, not {result}"
+            expected = call.ours(*local)
+            torch.testing.assert_close(out.full_tensor(), expected, msg=lambda m, what=what: f"{what}: {m}")
+            out.full_tensor().square().sum().backward()
+            expected.square().sum().backward()
+            for i, (got, want) in enumerate(zip(many, local)):
+                message = f"{what}: gradient {i}"
+                torch.testing.assert_close(got.grad.full_tensor(), want.grad, msg=lambda m, what=message: f"{what}: {m}")  # type: ignore[union-attr]
+
+
+def ops_without_gradients(world: int) -> None:
+    """Replicated and, where the roles allow it, by rows: the bits of the unsharded call. (gloo moves no fp8 numbers.)"""
+    mesh, rank = init_device_mesh("cpu", (world,)), dist.get_rank()
+    ways = 0
+    for op in (op for op in REGISTRY.values() if not op.trains):
+        sample = op.example("cpu", torch.bfloat16)
+        expected = op.public(*sample.args, **sample.kwargs)
+        letters = dict(zip((i for i, a in enumerate(sample.args) if isinstance(a, Tensor)), roles_of(op, sample)))
+        for rows in (Replicate(), *([] if "q" in op.roles.inputs else [Shard(0)])):
+            placed = {i: rows if letter in "xyzs" else Replicate() for i, letter in letters.items()}
+            args = [placed_whole(a, mesh, placed[i], rank) if i in placed else a for i, a in enumerate(sample.args)]
+            out = op.public(*args, **sample.kwargs)
+            for got, want in zip(*((t,) if isinstance(t, Tensor) else t for t in (out, expected))):
+                assert got.placements == (rows,), f"{op.name}: {got.placements}, not {rows}"
+                part = want.chunk(world)[rank] if rows.is_shard() else want
+                assert torch.equal(got.to_local().view(torch.uint8), part.view(torch.uint8)), f"{op.name}, {rows}"
+            ways += 1
+    assert ways
+
+
+def placed_whole(tensor: Tensor, mesh: Any, placement: Any, rank: int) -> DTensor:
+    """A tensor that every process has, as a DTensor, with nothing sent."""
+    local = tensor.chunk(mesh.size())[rank] if placement.is_shard() else tensor
+    return DTensor.from_local(local, mesh, [placement], run_check=False, shape=tensor.shape, stride=tensor.stride())
+
+
 def what_needs_communication(world: int) -> None:
     """A shard over what an op reduces is gathered, and the result is right; an ordinary weight with a DTensor is refused."""
     mesh = init_device_mesh("cpu", (world,))
@@ -201,7 +279,7 @@ def compiled(world: int) -> None:
 
 
 CHECKS = {
-    2: (compiled, operator, what_needs_communication, tensor_parallel, fsdp2),
+    2: (compiled, operator, every_op, ops_without_gradients, what_needs_communication, tensor_parallel, fsdp2),
     4: (tensor_parallel, fsdp2),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from fused_ops import REGISTRY
 from tests import process
 
 CHECKS = {
-    2: ("compiled", "operator", "what_needs_communication", "tensor_parallel", "fsdp2"),
+    2: ("compiled", "operator", "every_op", "ops_without_gradients", "what_needs_communication", "tensor_parallel", "fsdp2"),
     4: ("tensor_parallel", "fsdp2"),
 }
 
