@@ -4,20 +4,36 @@
 
 exact is computed in fp64 on the same rounded inputs, u is the spacing of the output's dtype, and scale is sqrt(K) times
 the sum of the terms' magnitudes. An op's SPEC gives (exact, scale) for each output of its forward and its backward.
+
+With it comes what a test of an op needs of the library's inside: the classes of an op's declaration, KERNELS (the tuned
+kernels, by name), INTERPRET (whether kernels are interpreted), `recorded` and `watch_launches` (the launches that calls make),
+`forced` and `forget_plans` (their configurations), `fast_path`, `flops`, `decompositions` and `roles_of`.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ._runtime.launch import recorded, watch_launches
+from ._runtime.plans import forget_plans
 from ._runtime.settings import INTERPRET
+from ._runtime.tables import force
+from ._runtime.tuned_kernels import KERNELS
+from ._torch.eager import fast_path
+from ._torch.flops import flops
+from ._torch.library import decompositions
 from ._torch.spec import REGISTRY, Case, ErrorSample, Expected, Op, Raw, Roles, Sample
+from .kernels.config import RowConfig
 
 __all__ = [
+    "INTERPRET",
+    "KERNELS",
     "REGISTRY",
     "C",
     "Case",
@@ -30,7 +46,14 @@ __all__ = [
     "Sample",
     "assert_within_contract",
     "contract_error",
+    "decompositions",
+    "fast_path",
+    "flops",
+    "forced",
+    "forget_plans",
+    "recorded",
     "roles_of",
+    "watch_launches",
 ]  # fmt: skip
 
 C = 4.0
@@ -111,6 +134,16 @@ class ContractMode(TorchDispatchMode):
                 assert_within_contract(out, expected, f"{name} output {i}")
         self.checked.append(name)
         return result
+
+
+@contextlib.contextmanager
+def forced(kernel: str, config: RowConfig) -> Iterator[None]:
+    """While active, a kernel of KERNELS, such as softmax_fwd, runs with this configuration wherever it can."""
+    force(kernel, config)
+    try:
+        yield
+    finally:
+        force(kernel, None)
 
 
 class _Arguments(TorchDispatchMode):

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_ops import REGISTRY
-from fused_ops._torch.spec import Op, Sample
-from fused_ops.testing import ContractMode
+from fused_ops.testing import ContractMode, Op, Sample
 
 TRAINED = {name: op for name, op in REGISTRY.items() if op.trains}
 """The ops with gradients."""

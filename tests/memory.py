@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fused_ops._torch.spec import REGISTRY
+from fused_ops import REGISTRY
 
 
 class PeakMemory(TorchDispatchMode):

@@ -40,6 +40,18 @@ def recorded(made: bool = False) -> Iterator[list[tuple[Any, int, dict[str, Any]
         _recorder = before
 
 
+def watch_launches(
+    watcher: Callable[[Any, int, tuple[Any, ...], dict[str, Any]], bool] | None,
+) -> Callable[[Any, int, tuple[Any, ...], dict[str, Any]], bool] | None:
+    """From now on ask watcher(kernel, grid, arguments, options) before each launch: True says that it took its place.
+
+    Returns the watcher until now. None ends it.
+    """
+    global _recorder
+    before, _recorder = _recorder, watcher
+    return before
+
+
 def when_traced(tensor_type: type[Tensor], traced_launch: Callable[[Any, int, tuple[Any, ...], dict[str, Any]], None]) -> None:
     """Hand launches on tensors of exactly this type, which have no memory, to traced_launch(kernel, grid, args, kwargs)."""
     global _traced_type, _traced_launch

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from bench import check, environment, inputs, models, record, roofline, timing
 from fused_ops import REGISTRY
-from fused_ops._torch.spec import Case
+from fused_ops.testing import Case
 
 LARGEST = 48
 FACTORIES = ("randn", "rand", "randint", "empty", "zeros", "ones", "full", "normal")

@@ -17,7 +17,7 @@ from bench.providers import by_name as provider_named
 from bench.providers import library, peers
 from bench.tasks import Task
 from fused_ops import REGISTRY
-from fused_ops._torch.spec import Case
+from fused_ops.testing import Case
 from tests.bench import peer_stubs
 
 BF16 = torch.bfloat16

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_ops._torch.spec import Case, Op
-from fused_ops.testing import ContractMode
+from fused_ops.testing import Case, ContractMode, Op
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 DTYPE_IDS = ("bf16", "fp16", "fp32")

@@ -15,10 +15,8 @@ from torch import Tensor
 from fused_ops import REGISTRY
 from fused_ops._runtime import clusters as clusters_module
 from fused_ops._runtime import tables
-from fused_ops._runtime.launch import recorded
-from fused_ops._runtime.tuned_kernels import KERNELS
 from fused_ops.kernels.config import RowConfig, next_power_of_2
-from fused_ops.testing import ContractMode, Expected, assert_within_contract
+from fused_ops.testing import KERNELS, ContractMode, Expected, assert_within_contract, recorded
 from tests.gpu.hold import DTYPE_IDS, DTYPES, HELD_BYTES, hold
 
 pytestmark = pytest.mark.gpu

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import fused_ops
 from fused_ops import REGISTRY
-from fused_ops._runtime.launch import recorded
+from fused_ops.testing import recorded
 from tests.contract import TRAINED
 
 pytestmark = pytest.mark.gpu

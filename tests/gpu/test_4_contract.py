@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fused_ops._torch.spec import REGISTRY, Case, Op
+from fused_ops import REGISTRY
+from fused_ops.testing import Case, Op
 from tests.gpu.hold import DTYPE_IDS, DTYPES, hold, memory_held
 
 pytestmark = pytest.mark.gpu

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fused_ops._torch.spec import REGISTRY, Case, Op
+from fused_ops import REGISTRY
+from fused_ops.testing import Case, Op
 from tests.gpu.sampled import hold_sampled
 from tests.gpu.test_4_contract import fits_whole
 

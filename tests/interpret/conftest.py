@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 
-from fused_ops._runtime import launch as launch_module
 from fused_ops._runtime import settings
-from fused_ops._runtime.plans import forget_plans
 from fused_ops.kernels.config import RowConfig
+from fused_ops.testing import forget_plans, watch_launches
 
 os.environ.setdefault("TRITON_INTERPRET", "0")
 collect_ignore_glob = [] if settings.INTERPRET else ["*"]
+
+
+@pytest.fixture(autouse=True)
+def _no_watcher() -> Iterator[None]:
+    """Whoever watches launches does so until the end of the test."""
+    yield
+    watch_launches(None)
 
 
 @pytest.fixture
@@ -38,7 +44,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str, RowCo
         ctas.clear()
         ctas.add(config.num_ctas)
         monkeypatch.setattr(module, chooser, lambda *_: config)
-        monkeypatch.setattr(launch_module, "_recorder", spy)
+        watch_launches(spy)
         return launched
 
     yield force

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops._runtime import launch as launch_module
 from fused_ops.kernels.config import RowConfig
+from fused_ops.testing import watch_launches
 
 INF, NAN = float("inf"), float("nan")
 HALF = (torch.float16, torch.bfloat16)
@@ -38,7 +38,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         launched.append((kernel.__name__, kwargs.get("num_ctas", 1)))
         return False
 
-    monkeypatch.setattr(launch_module, "_recorder", spy)
+    watch_launches(spy)
     return launched
 
 

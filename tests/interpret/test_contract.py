@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fused_ops import REGISTRY, fused_layernorm, fused_linear, fused_softmax
+from fused_ops.testing import watch_launches
 from tests.contract import cases, hold_to_contract, sample_of
 
 GUARD = 64  # elements on each side of an output
@@ -114,15 +115,13 @@ def test_row_of_2_to_the_20() -> None:
 
 def test_kernels_really_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this, an ATen fallback would pass every other test of this file."""
-    from fused_ops._runtime import launch
-
     ran: list[str] = []
 
     def spy(kernel: Any, *_: Any) -> bool:
         ran.append(kernel.fn.__name__)
         return False
 
-    monkeypatch.setattr(launch, "_recorder", spy)
+    watch_launches(spy)
     x = torch.randn(5, 9, requires_grad=True)
     w = torch.randn(7, 9, requires_grad=True)
     fused_layernorm(fused_softmax(fused_linear(x, w, w[:, 0], "gelu"), -1), (7,), w[:, 1], w[:, 2]).sum().backward()

@@ -7,11 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from fused_ops import fused_layernorm_fp8
-from fused_ops._runtime.launch import recorded
-from fused_ops._torch.spec import REGISTRY
+from fused_ops import REGISTRY, fused_layernorm_fp8
 from fused_ops.kernels.norm.layer_norm_fp8 import _e4m3_bits
-from fused_ops.testing import ContractMode
+from fused_ops.testing import ContractMode, recorded
 from tests.ops.test_layer_norm_fp8 import test_contract_catches_a_scale_of_another_row as test_contract
 from tests.ops.test_layer_norm_fp8 import test_feeds_an_fp8_product as test_product
 from tests.ops.test_layer_norm_fp8 import test_one_step_from_quantising_the_fp32_layer_norm as test_one_step

@@ -9,14 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
-from fused_ops._runtime import launch as launch_module
+from fused_ops import REGISTRY, fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
 from fused_ops._runtime import scratch
-from fused_ops._torch.spec import REGISTRY
 from fused_ops.kernels.config import MatmulConfig
 from fused_ops.ops.linear import matmul, matmul_plan
 from fused_ops.ops.linear.matmul_plan import forced_config, kernels
-from fused_ops.testing import ContractMode
+from fused_ops.testing import ContractMode, watch_launches
 
 TMA = MatmulConfig(32, 32, 32, num_warps=4, num_stages=2, group_m=2, kind="tma")
 POINTER = MatmulConfig(32, 32, 32, num_warps=4, num_stages=2, group_m=2)
@@ -41,7 +39,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(kernel.__name__)
         return False
 
-    monkeypatch.setattr(launch_module, "_recorder", spy)
+    watch_launches(spy)
     return names
 
 
@@ -217,7 +215,7 @@ def test_warp_specialisation_that_does_not_compile_is_dropped_and_said_once(
 
     original = kernels().tma.linear_fwd_tma_kernel
     monkeypatch.setattr(kernels().tma, "linear_fwd_tma_kernel", Kernel())
-    monkeypatch.setattr(launch_module, "_recorder", failing)
+    watch_launches(failing)
     monkeypatch.setattr(matmul_plan, "_no_warp_specialization", set())
     x, w = torch.randn(72, 40).half(), torch.randn(24, 40).half()
     with forced_config(CONFIGS["tma_warp_specialized"]), ContractMode() as mode:

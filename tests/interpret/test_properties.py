@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fused_ops import REGISTRY
-from fused_ops._torch.spec import Sample
+from fused_ops.testing import Sample
 from tests.contract import hold_to_contract
 
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])

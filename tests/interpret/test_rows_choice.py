@@ -9,13 +9,10 @@ import torch
 
 from fused_ops import REGISTRY
 from fused_ops._runtime import clusters, settings, tables
-from fused_ops._runtime import launch as launch_module
-from fused_ops._runtime.plans import forget_plans
-from fused_ops._runtime.tuned_kernels import KERNELS
 from fused_ops._tools import tune_measure
 from fused_ops.kernels import rows
 from fused_ops.kernels.config import RowConfig
-from fused_ops.testing import ContractMode
+from fused_ops.testing import KERNELS, ContractMode, forget_plans, recorded, watch_launches
 from tests.interpret.row_variants import INF, launches
 
 
@@ -99,13 +96,13 @@ def test_tuning_measures_what_it_forces_and_refuses_what_is_wrong(
         launched.append(kwargs)
         return False
 
-    monkeypatch.setattr(launch_module, "_recorder", spy)
+    watch_launches(spy)
     for wanted in (config, other, cluster) if KERNELS[kernel].clustered else (config, other):
         launched.clear()
         assert tune_measure.measure(key, wanted, "cpu", lambda call: (call(), 0.002)[1]) == 2.0
         seen = {(k["BLOCK_N"], k["num_warps"], k.get("num_ctas", 1)) for k in launched if "VEC" in k}
         assert seen == {(wanted.block_n, 8, wanted.num_ctas)}
-    monkeypatch.setattr(launch_module, "_recorder", lambda *_: True)  # outputs stay as they were
+    watch_launches(lambda *_: True)  # outputs stay as they were
     with pytest.raises(AssertionError, match=kernel):
         tune_measure.measure(key, config, "cpu", lambda call: 0.0)
     assert not tables._forced
@@ -122,7 +119,7 @@ def test_rows_are_read_in_pairs_only_where_they_begin_at_pairs(dtype: torch.dtyp
         ((aligned, 1, None), False), ((view, 1, None), False),
         ((aligned, aligned, 1, dtype), True), ((view, aligned, 1, dtype), True), ((aligned, view, 1, dtype), True),
     ):  # fmt: skip
-        with launch_module.recorded() as made:
+        with recorded() as made:
             spec.raw[backward].launch(*args)
         ((kernel, _, _),) = made
         in_pairs = offset % 2 == 0 or all(a is not view for a in args)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from fused_ops import REGISTRY
-from fused_ops._runtime import launch as launch_module
-from fused_ops.testing import assert_within_contract
+from fused_ops.testing import assert_within_contract, watch_launches
 from tests.interpret.row_variants import LAYER_NORM_CONFIGS, SOFTMAX_CONFIGS
 
 
@@ -95,7 +94,7 @@ def test_layer_norm_touches_nothing_outside_its_tensors(
                 a.copy_(copy)
         return True
 
-    monkeypatch.setattr(launch_module, "_recorder", launch)
+    watch_launches(launch)
 
     def run() -> None:
         x, dy = torch.randn(2, 13, N).half()

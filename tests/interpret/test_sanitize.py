@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bench import sanitize
+from fused_ops import REGISTRY
 from fused_ops._runtime import clusters
-from fused_ops._runtime.launch import recorded
-from fused_ops._torch.spec import REGISTRY
 from fused_ops.kernels.config import CLUSTER_TRITON
+from fused_ops.testing import recorded
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from fused_ops import REGISTRY
-from fused_ops._runtime import settings
-from fused_ops.testing import contract_error
+from fused_ops.testing import INTERPRET, contract_error
 from tests.contract import cases, hold_to_contract, sample_of
 
-pytestmark = pytest.mark.skipif(settings.INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
+pytestmark = pytest.mark.skipif(INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
 
 
 def _held_by_aten(case: Any) -> Any:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from fused_ops import REGISTRY
-from fused_ops._torch.spec import ErrorSample, Op
-from fused_ops.testing import ContractMode
+from fused_ops.testing import ContractMode, ErrorSample, Op
 from tests import process
 
 

@@ -7,14 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_ops import fused_layernorm_fp8, fused_linear_fp8
-from fused_ops._runtime import settings
-from fused_ops._torch.spec import REGISTRY
+from fused_ops import REGISTRY, fused_layernorm_fp8, fused_linear_fp8
 from fused_ops.ops.linear.cases.linear_fp8 import quantise
-from fused_ops.testing import ContractMode, contract_error
+from fused_ops.testing import INTERPRET, ContractMode, contract_error
 
 SPEC = REGISTRY["layer_norm_fp8"]
-aten_mode = pytest.mark.skipif(settings.INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
+aten_mode = pytest.mark.skipif(INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
 
 
 @aten_mode

@@ -12,19 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from fused_ops import fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
-from fused_ops._runtime import settings as settings_module
-from fused_ops._torch.spec import REGISTRY, Expected
+from fused_ops import REGISTRY, fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
 from fused_ops.kernels.linear.linear_config import linear_config
 from fused_ops.ops.linear.activations import ACTIVATIONS
 from fused_ops.ops.linear.gated_linear_reference import gated_linear_eager
 from fused_ops.ops.linear.linear_launch import plan_of
 from fused_ops.ops.linear.linear_reference import linear_eager
 from fused_ops.ops.linear.mlp_reference import mlp_eager
-from fused_ops.testing import ContractMode, contract_error
+from fused_ops.testing import INTERPRET, ContractMode, Expected, contract_error
 from tests import process
 
-pytestmark = pytest.mark.skipif(settings_module.INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
+pytestmark = pytest.mark.skipif(INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
 NAMES = [None, *(name for name in ACTIVATIONS if name != "none")]
 
 

@@ -10,9 +10,9 @@ import torch
 
 from bench import goals, modules
 from bench.providers import peers
+from fused_ops import REGISTRY
 from fused_ops._fuse import engine, patterns
-from fused_ops._runtime.tuned_kernels import KERNELS
-from fused_ops._torch.spec import REGISTRY, Op
+from fused_ops.testing import KERNELS, Op
 
 OPERATORS = {raw.name for op in REGISTRY.values() for raw in op.raw}
 # A tensor argument is the input, a weight or a bias of some role, or a scale of one of them.

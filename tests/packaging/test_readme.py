@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fused_ops
-from fused_ops._torch.spec import REGISTRY
+from fused_ops import REGISTRY
 from fused_ops.ops.linear.activations import ACTIVATIONS
 from tests.packaging.conftest import ROOT, checked
 

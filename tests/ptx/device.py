@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fused_ops import REGISTRY
 from fused_ops._runtime import device as device_module
-from fused_ops._runtime import launch, plans
-from fused_ops._torch.spec import REGISTRY
+from fused_ops.testing import forget_plans, watch_launches
 from tests.ptx import hopper, thread, warp  # noqa: F401  (they register instructions)
 from tests.ptx.machine import Code, Machine
 from tests.ptx.memory import Global, Traffic
@@ -161,12 +161,14 @@ class _Launchers(TorchDispatchMode):
 def device(arch: int, sms: int = 4) -> Iterator[Device]:
     """While active, fused_ops runs its kernels on CPU tensors as compiled for arch, and chooses for it."""
     gpu = Device(arch)
-    before = launch._recorder, device_module.INTERPRETER_CAPABILITY, device_module.INTERPRETER_SMS
-    launch._recorder, device_module.INTERPRETER_CAPABILITY, device_module.INTERPRETER_SMS = gpu.run, divmod(arch, 10), sms
-    plans.forget_plans()
+    before = device_module.INTERPRETER_CAPABILITY, device_module.INTERPRETER_SMS
+    device_module.INTERPRETER_CAPABILITY, device_module.INTERPRETER_SMS = divmod(arch, 10), sms
+    watcher = watch_launches(gpu.run)
+    forget_plans()
     try:
         with _Launchers():
             yield gpu
     finally:
-        launch._recorder, device_module.INTERPRETER_CAPABILITY, device_module.INTERPRETER_SMS = before
-        plans.forget_plans()
+        watch_launches(watcher)
+        device_module.INTERPRETER_CAPABILITY, device_module.INTERPRETER_SMS = before
+        forget_plans()

@@ -14,8 +14,7 @@ import triton
 
 from fused_ops import fused_layernorm, fused_softmax
 from fused_ops._runtime import settings
-from fused_ops._runtime.plans import forget_plans
-from fused_ops.testing import ContractMode
+from fused_ops.testing import ContractMode, forget_plans
 from tests.ptx.device import altered, device
 from tests.ptx.memory import MemoryFaultError
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from fused_ops import REGISTRY
 from fused_ops._tools.forecast import GPUS, Forecast, Gpu, forecast, gpu_named, kernels_hash, variant_of
 from fused_ops._tools.forecast.gpus import SOURCES
 from fused_ops._tools.forecast.limits import Launch, last_wave
-from fused_ops._torch.spec import REGISTRY, Case
+from fused_ops.testing import Case
 
 H100 = GPUS["h100"]
 BF16 = 2

@@ -16,9 +16,10 @@ import pytest
 import fused_ops
 from fused_ops._runtime import tables, tuned_kernels
 from fused_ops._runtime.tables import Key, Machine
-from fused_ops._runtime.tuned_kernels import KERNELS, source_hash
+from fused_ops._runtime.tuned_kernels import source_hash
 from fused_ops._tools import tune, tune_measure
 from fused_ops.kernels.config import RowConfig
+from fused_ops.testing import KERNELS
 from tests import process
 
 OWNER = Machine("NVIDIA Test 80GB", "3.9.0")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fused_ops import REGISTRY, compile_with_aten
 from fused_ops._torch.compile import COMPILE_WITH_ATEN
-from fused_ops._torch.library import decompositions
 from fused_ops.nn import FusedLayerNorm, FusedLinear, FusedSoftmax
+from fused_ops.testing import decompositions
 from tests import process
 from tests.torch.calls import CALLS, Call, each_call, raw_operators
 

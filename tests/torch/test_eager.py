@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
 from fused_ops import fused_layernorm, fused_linear
-from fused_ops._runtime.settings import INTERPRET
-from fused_ops._torch.eager import fast_path
+from fused_ops.testing import INTERPRET, fast_path
 from tests.torch.calls import ROWS, Call, OperatorsSeen, each_call
 
 WITHOUT_GRADIENTS = None if INTERPRET else "aten"

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
 from fused_ops import fused_layernorm, fused_linear, fused_softmax
-from fused_ops._runtime import settings, tables
+from fused_ops._runtime import settings
 from fused_ops._runtime.compiled import Planned
 from fused_ops._runtime.launch import launch
 from fused_ops._torch import compile
 from fused_ops.kernels.config import RowConfig
+from fused_ops.testing import forced
 from tests.torch.calls import raw_operators
 
 triton = pytest.importorskip("triton")
@@ -82,11 +83,8 @@ def test_the_graph_holds_kernels(function: Any, args: Any) -> None:
 @pytest.mark.usefixtures("_as_on_a_gpu")
 def test_a_cluster_stays_opaque() -> None:
     """torch takes no num_ctas into a graph: the operator is called, which launches the cluster itself."""
-    tables.force("softmax_fwd", RowConfig(1, 128, 1, num_ctas=2))
-    try:
+    with forced("softmax_fwd", RowConfig(1, 128, 1, num_ctas=2)):
         assert raw_operators(graph_of(fused_softmax, bf16(64, 128))) == {"fused_ops.softmax_fwd.default"}
-    finally:
-        tables.force("softmax_fwd", None)
 
 
 def test_off_unless_asked_for_and_never_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

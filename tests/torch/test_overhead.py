@@ -22,10 +22,8 @@ import torch.utils.flop_counter  # anything is counted, so that the tests that r
 
 import fused_ops
 from fused_ops import REGISTRY
-from fused_ops._runtime.settings import INTERPRET
-from fused_ops._torch.eager import fast_path
 from fused_ops.ops.norm import layer_norm
-from fused_ops.testing import Op, Sample
+from fused_ops.testing import INTERPRET, Op, Sample, fast_path
 from tests.contract import leaves
 
 pytestmark = pytest.mark.skipif(INTERPRET, reason="the interpreter's own calls would be counted")

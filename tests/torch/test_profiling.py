@@ -15,8 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from fused_ops import REGISTRY, fused_linear
-from fused_ops._torch.flops import flops
-from fused_ops.testing import Op
+from fused_ops.testing import Op, flops
 from tests import process
 from tests.torch.calls import Call, each_call
 
