@@ -66,6 +66,7 @@ KNOWN = {
     ("softmax_bwd_inner_kernel", 120, "3.7"): {"N=197 K=33 bf16": "spills 16 bytes a thread"},
     ("product_sum_kernel", 100, "3.7"): {"64x64x64 bf16": "spills 8 bytes a thread"},
     ("linear_fwd_tma_kernel", 100, "3.7"): {TANH: "spills 56 bytes a thread"},
+    ("softmax_bwd_kernel", 80, "3.6"): {"N=197 rows=4 few rows edges bf16": "loads 16 bits at a time from aligned rows"},
     ("softmax_bwd_kernel", 90, "3.6"): {"N=197 rows=4 few rows edges bf16": "loads 16 bits at a time from aligned rows"},
     ("layer_norm_fwd_kernel", 90, "3.8"): {"N=32768 weight bias stats fp32": "spills 16 bytes a thread"},
     ("product_sum_kernel", 80, "3.7"): {"64x128x32 bf16": "spills 8 bytes a thread"},
