@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_ops import REGISTRY, fused_gated_linear, fused_layernorm, fused_linear, fused_mlp, fused_softmax
+from fused_ops import REGISTRY, fused_gated_linear, fused_linear, fused_mlp, fused_softmax
 from fused_ops._runtime.compiled import Planned
 from fused_ops.kernels.config import MatmulConfig
 from fused_ops.kernels.linear import linear_config
 from fused_ops.ops.linear import matmul_plan
 from fused_ops.ops.linear.matmul_plan import forced_config
-from fused_ops.testing import ContractMode
-from tests.contract import TRAINED, cases, hold_to_contract, sample_of
+from fused_ops.testing import ContractMode, Op
+from tests.contract import TRAINED, cases, hold_to_contract, leaves, sample_of
 
 if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
@@ -42,22 +42,20 @@ def rows(N: int, dtype: torch.dtype, layout: str = "contiguous") -> Tensor:
     return (flat[1:] if layout == "offset" else flat[:-1]).view(ROWS, N)
 
 
-def run(op: str, x: Tensor, arch: int) -> Device:
+def run(op: Op, x: Tensor, arch: int) -> Device:
     """A row op, forward and backward, for arch, within the contract."""
-    x.requires_grad_()
-    w, b = (t.to(x.dtype).requires_grad_() for t in torch.randn(2, x.shape[1]))
+    (_, *others), kwargs = op.bench.make("cpu", tuple(x.shape), x.dtype, None)
+    args, wanted = leaves((x, *others))
     with device(arch) as gpu, ContractMode() as mode:
-        y = fused_softmax(x) if op == "softmax" else fused_layernorm(x, x.shape[1:], w, b)
-        if x.shape[1] <= MOST_BACKWARD[op]:
-            y.backward(torch.randn(x.shape).to(x.dtype))
-    assert len(mode.checked) == 1 + (x.shape[1] <= MOST_BACKWARD[op])
+        y = op.public(*args, **kwargs)
+        backward = x.shape[1] <= MOST_BACKWARD.get(op.name, MOST_ELSE)
+        if backward:
+            torch.autograd.grad(y, wanted, torch.randn(x.shape).to(x.dtype))
+    assert len(mode.checked) == 1 + backward
     return gpu
 
 
-MOST_BACKWARD = {
-    "softmax": 70001,
-    "layer_norm": 8192,
-}  # columns; the chunked backward of layer norm runs for long here: in a sample alone
+MOST_BACKWARD, MOST_ELSE = {"softmax": 70001}, 8192  # columns; norms' chunked backwards run for long here: in a sample alone
 POINTS = [  # N of `make test`, then of `make slow`
     (90, BF16, "contiguous", (197, 512, 1000, 16384, 65536, 70001), (64, 256, 4096, 8192, 32768, 50257)),
     (90, BF16, "odd_stride", (197,), (1000, 4097)),
@@ -80,8 +78,8 @@ def _points() -> list[Any]:
 
 
 @pytest.mark.parametrize(("arch", "dtype", "layout", "N"), _points())
-@pytest.mark.parametrize("op", ["softmax", "layer_norm"])
-def test_rows(op: str, arch: int, dtype: torch.dtype, layout: str, N: int) -> None:
+@pytest.mark.parametrize("op", [op for op in REGISTRY.values() if op.tuned], ids=lambda op: op.name)
+def test_rows(op: Op, arch: int, dtype: torch.dtype, layout: str, N: int) -> None:
     """Every variant of the row kernels; x, dy and y are read from memory once and each result is written once."""
     gpu = run(op, rows(N, dtype, layout), arch)
     sectors = ROWS * N * dtype.itemsize / 32
@@ -89,10 +87,15 @@ def test_rows(op: str, arch: int, dtype: torch.dtype, layout: str, N: int) -> No
         tensors = 1 if "_fwd" in launch.kernel else 2
         if launch.kernel == "column_sum_kernel":
             continue
-        slack = 2 * ROWS + (4 + 4 * ROWS) * math.ceil(N * 4 / 32) * (op == "layer_norm") + 8  # edges; w, b, dw, db
+        slack = 2 * ROWS + (4 + 4 * ROWS) * math.ceil(N * 4 / 32) * (op.name != "softmax") + 8  # edges; w, b, dw, db
         assert tensors * sectors <= launch.traffic.load_once <= tensors * (sectors + ROWS) + slack, launch
         assert sectors <= launch.traffic.store_once <= sectors + slack, launch
-        if op == "softmax" and "chunked" not in launch.kernel and layout == "contiguous" and (N > 512 or dtype is not FP32):
+        if (
+            op.name == "softmax"
+            and "chunked" not in launch.kernel
+            and layout == "contiguous"
+            and (N > 512 or dtype is not FP32)
+        ):
             edges = 0 if N % 8 == 0 else 4 * tensors * ROWS * launch.compiled.metadata.num_warps  # read by each warp
             assert launch.traffic.load_sectors <= 1.1 * launch.traffic.load_once + edges, launch  # coalesced
 
