@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -38,26 +39,29 @@ def eager_module(work: Workload) -> tuple[nn.Module, Tensor]:
     Raises:
         Unsupported: no torch.nn module computes the op.
     """
-    build = _BUILDERS.get(work.op)
-    if build is None:
-        raise Unsupported(f"no torch.nn module is one {work.op}")
+    values = inspect.signature(work.spec.public).bind(*work.args, **work.kwargs).arguments
     with torch.no_grad():
-        module = build(*work.args, **work.kwargs)
+        if work.spec.module is not None:
+            module = _of_class(work.spec.module, values)
+        elif work.op == "linear":
+            module = _linear(**{name: value for name, value in values.items() if name != "input"})
+        else:
+            raise Unsupported(f"no torch.nn module is one {work.op}")
     return module.to(device=work.device, dtype=work.case.dtype).eval().requires_grad_(False), work.args[0].detach()
 
 
-def _softmax(x: Tensor, dim: int = -1, **_: Any) -> nn.Module:
-    return nn.Softmax(dim)
+def _of_class(cls: type[nn.Module], values: dict[str, Any]) -> nn.Module:
+    """A module of the class that is the op, with the function's arguments: those of the same names, and its parameters."""
+    wanted = inspect.signature(cls).parameters
+    parameters = {name: values.get(name) for name in ("weight", "bias")}
+    options = {name: value for name, value in values.items() if name in wanted and name not in parameters}
+    for option, name in (("elementwise_affine", "weight"), ("bias", "bias")):
+        if option in wanted:
+            options[option] = parameters[name] is not None
+    return _load(cls(**options), **parameters)
 
 
-def _layer_norm(
-    x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> nn.Module:
-    module = nn.LayerNorm(shape, eps, elementwise_affine=weight is not None, bias=bias is not None)
-    return _load(module, weight, bias)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> nn.Module:
+def _linear(weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> nn.Module:
     linear = _load(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta"), weight, bias)
     return linear if activation is None else nn.Sequential(linear, ACTIVATION_MODULES[activation]())
 
@@ -67,8 +71,3 @@ def _load(module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn.M
         if value is not None:
             setattr(module, name, nn.Parameter(value.detach().clone()))
     return module
-
-
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "softmax": _softmax, "layer_norm": _layer_norm, "linear": _linear,
-}  # fmt: skip

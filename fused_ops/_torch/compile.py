@@ -83,11 +83,6 @@ def _inlines(types: Any, args: tuple[Any, ...]) -> bool:
     )
 
 
-def is_traced(tensor: Tensor) -> bool:
-    """Whether AOTAutograd is tracing a launch on tensor, which then has no address."""
-    return type(tensor) is FunctionalTensor
-
-
 def _launch_as_node(kernel: Any, grid: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Add a launch to the graph that is being traced."""
     torch.library.wrap_triton(kernel)[(grid,)](*args, **kwargs)

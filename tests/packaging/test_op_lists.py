@@ -17,7 +17,6 @@ ALLOWED = {
     "fused_ops/_fuse/patterns.py": "each pattern is written for the op that it becomes",
     "fused_ops/_tools/forecast/counts.py": "what was counted in each kernel's SASS",
     "fused_ops/_tools/forecast/model.py": "a model of each op, reckoned by hand",
-    "bench/modules.py": "how a torch.nn module is made from a function's arguments",
     "bench/providers/peers.py": "a library's own entry points",
     "bench/providers/quack_kernels.py": "a library's own entry points",
     "bench/test_2_host.py": "calls that are written out for each mechanism",
