@@ -82,9 +82,9 @@ CHUNK = "more registers than 40, of 512 threads: the third program no longer fit
 FEW = "72 registers became 96; 5 programs of 4 warps remain"
 GRID = "; its grid has 4 an SM at most"
 KNOWN_FALLS = {
-    ("layer_norm_fwd_kernel", "N=16384 weight bias stats", "bf16", "3.7"): ({90, 120}, ROW),
+    ("layer_norm_fwd_kernel", "N=16384 weight bias stats", "bf16", "3.7"): ({90, 100, 120}, ROW),
     ("layer_norm_fwd_kernel", "N=16384 weight bias stats", "bf16", "3.9"): ({90}, ROW + "; 3.8 had 64"),
-    ("layer_norm_fwd_kernel", "N=16384 inference weight bias", "bf16", "3.7"): ({90, 120}, ROW),
+    ("layer_norm_fwd_kernel", "N=16384 inference weight bias", "bf16", "3.7"): ({90, 100, 120}, ROW),
     ("layer_norm_fwd_kernel", "N=16384 inference weight bias", "bf16", "3.9"): ({90}, ROW + "; 3.8 had 64"),
     ("layer_norm_fwd_kernel", "N=8192 weight bias stats", "fp32", "3.7"): ({120}, CHUNK),
     ("layer_norm_fwd_kernel", "N=8192 weight bias stats", "fp32", "3.9"): ({90}, CHUNK),
@@ -96,9 +96,9 @@ KNOWN_FALLS = {
     ("layer_norm_fwd_chunked_kernel", "N=65536 weight bias stats", "bf16", "3.9"): ({90}, CHUNK),
     ("layer_norm_fwd_chunked_kernel", "N=65536 inference weight bias", "bf16", "3.9"): ({90}, CHUNK),
     ("layer_norm_bwd_chunked_kernel", "N=50257 rows=4 need dx", "fp32", "3.7"): ({90}, "62 registers became 96"),
-    ("rms_norm_fwd_kernel", "N=16384 weight stats", "fp32", "3.7"): ({120}, ROW),
+    ("rms_norm_fwd_kernel", "N=16384 weight stats", "fp32", "3.7"): ({100, 120}, ROW),
     ("rms_norm_fwd_chunked_kernel", "N=32768 weight stats", "fp32", "3.7"): ({120}, CHUNK),
-    ("rms_norm_fwd_chunked_kernel", "N=50257 stats edges", "bf16", "3.7"): ({120}, CHUNK),
+    ("rms_norm_fwd_chunked_kernel", "N=50257 stats edges", "bf16", "3.7"): ({100, 120}, CHUNK),
     ("rms_norm_fwd_chunked_kernel", "N=50257 weight stats edges", "fp32", "3.7"): ({80}, CHUNK),
     ("rms_norm_fwd_chunked_kernel", "N=65536 weight stats", "fp32", "3.9"): ({90}, CHUNK),
     ("rms_norm_bwd_kernel", "N=64 rows=32 weight need dx need dw", "bf16", "3.7"): ({90}, "80 registers became 113" + GRID),
