@@ -179,7 +179,7 @@ def audit(device: str) -> Iterator[Sample]:
 
     shapes = ((16, 14336, 4096), (64, 14336, 4096), (128, 1024, 4096), (16384, 3072, 768))
     swapped = [(M, K, N) for M, N, K in shapes]  # so that dx has the others' shape
-    for layout, shape in cross(("", "odd"), (*shapes, *swapped)):
+    for layout, shape in cross(("", "odd", "odd sizes"), (*shapes, *swapped)):
         yield call(layout, *shape)
     yield call("transposed", 16384, 3072, 768)
     for shape in (shapes[0], shapes[-1]):

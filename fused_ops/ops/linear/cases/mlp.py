@@ -175,7 +175,7 @@ def audit(device: str) -> Iterator[Sample]:
         return Sample(layout, (x, w1, b1, w2, b2, activation), kw)
 
     shapes = ((16, 14336, 4096), (64, 14336, 4096), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 768), (16384, 3072, 768))
-    for layout, activation in (("", "gelu"), ("", "gelu_tanh"), ("odd", "gelu")):
+    for layout, activation in (("", "gelu"), ("", "gelu_tanh"), ("odd", "gelu"), ("odd sizes", "gelu")):
         for shape in shapes:
             yield call(layout, *shape, activation)
     yield call("", 16384, 3072, 768, "gelu", biases=False)
