@@ -37,22 +37,26 @@ def rms_norm_fwd_config(
     return RowConfig(1, block_n, num_warps=min(32, block_n // (32 * per_thread)))
 
 
-def rms_norm_bwd_config(M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int, whole: bool = True) -> RowConfig:
+def rms_norm_bwd_config(
+    M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int, whole: bool = True, strided: bool = False
+) -> RowConfig:
     """The configuration of rms_norm_bwd_kernel (or its chunked form) for M rows of N elements of itemsize bytes.
 
     whole: whether every row is a whole number of aligned vectors. Only such rows are prefetched, enough of them that an SM
     has 32 KB of x and dy on their way. Other rows hold more registers, and are chunked from fewer columns on.
+    strided: whether the elements of a row lie apart, as those of a transposed matrix.
     """
     block_n = next_power_of_2(N)
     if block_n > (MAX_ONE_PASS_BWD if whole else MAX_ONE_PASS_BWD // 2):
         block_m = max(1, min(4, 131072 // (block_n * itemsize)))  # the second pass finds these rows in an L2 of 40 MB
         block_m = rows_that_fill(M, block_m, sms, programs_per_sm=1)
         tile = 16384 // itemsize if whole else 4096
-        return RowConfig(block_m, tile // block_m, num_warps=16, variant="chunked", num_stages=2 if whole else 1)
+        num_stages = 2 if whole and capability[0] < 12 else 1  # on sm_120 prefetching spills, and costs programs an SM
+        return RowConfig(block_m, tile // block_m, num_warps=16, variant="chunked", num_stages=num_stages)
     if block_n <= 256:
         tile = 4096 // itemsize if whole else 1024
         block_m = rows_that_fill(M, max(4, tile // block_n), sms, least=4)
-        num_warps = 8 if block_n == 256 and not whole else 4  # with 4 a transposed x would spill
+        num_warps = 8 if block_n == 256 and strided else 4  # with 4 they would spill
         return RowConfig(block_m, block_n, num_warps, num_stages=2 if whole else 1)
     # On Ampere, prefetching rows of 4096 columns would cost one of the two programs an SM.
     alone = not whole or (capability[0] == 8 and block_n == 4096)

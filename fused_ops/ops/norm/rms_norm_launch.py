@@ -113,9 +113,10 @@ def _bwd_plan(
     """The launch of the backward over up to 2 ** row_bits rows; its grid is also the number of partial rows."""
     kernels, rows, measured = _kernels()
     M, (capability, sms) = 1 << row_bits, properties_of(device)
-    vec = rows.whole_vectors(N, dtype.itemsize, 1 if stride_dyn == stride_xn == 1 else 0, (stride_dym, stride_xm, N))
+    strided = stride_dyn != 1 or stride_xn != 1
+    vec = rows.whole_vectors(N, dtype.itemsize, 0 if strided else 1, (stride_dym, stride_xm, N))
     config = measured("rms_norm_bwd", M, N, dtype.itemsize, device)
-    config = config or kernels.rms_norm_bwd_config(M, N, dtype.itemsize, capability, sms, vec > 1)
+    config = config or kernels.rms_norm_bwd_config(M, N, dtype.itemsize, capability, sms, vec > 1, strided)
     options = {
         "N": N, "stride_dym": stride_dym, "stride_dyn": stride_dyn, "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_dxm": N,
         "HAS_WEIGHT": w_dtype is not None, "NEED_DX": need_dx, "NEED_DW": need_dw, "VEC": vec, "BLOCK_M": config.block_m,
