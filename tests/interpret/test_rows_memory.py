@@ -40,6 +40,7 @@ def _in_a_child(function: Callable[[], None]) -> int:
         faulthandler.disable()
         status = 1
         try:
+            torch.set_num_threads(1)  # those of the process that forked are not here: work given to them would wait for ever
             function()
             status = 0
         finally:
