@@ -23,7 +23,7 @@ def launched() -> set[str]:
     with pytest.MonkeyPatch.context() as patch, recorded() as launches:
         patch.setattr(clusters, "_triton", lambda: CLUSTER_TRITON)
         calls = sanitize.run("cpu", (torch.bfloat16, torch.float32))
-    assert 2 * len(REGISTRY) < calls <= 90  # it is slow there
+    assert 2 * len(REGISTRY) < calls <= 2 * 8 * len(REGISTRY)  # it is slow there
     return {kernel.fn.__name__ for kernel, _, _ in launches}
 
 
