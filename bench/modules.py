@@ -39,14 +39,15 @@ def eager_module(work: Workload) -> tuple[nn.Module, Tensor]:
     Raises:
         Unsupported: no torch.nn module computes the op.
     """
+    cls = work.spec.module
+    if cls is None and work.op != "linear":
+        raise Unsupported(f"no torch.nn module is one {work.op}")
     values = inspect.signature(work.spec.public).bind(*work.args, **work.kwargs).arguments
     with torch.no_grad():
-        if work.spec.module is not None:
-            module = _of_class(work.spec.module, values)
-        elif work.op == "linear":
-            module = _linear(**{name: value for name, value in values.items() if name != "input"})
+        if cls is not None:
+            module = _of_class(cls, values)
         else:
-            raise Unsupported(f"no torch.nn module is one {work.op}")
+            module = _linear(**{name: value for name, value in values.items() if name != "input"})
     return module.to(device=work.device, dtype=work.case.dtype).eval().requires_grad_(False), work.args[0].detach()
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from bench import goals, modules
+from bench import goals
 from bench.providers import peers
 from fused_ops import REGISTRY
 from fused_ops._fuse import engine, patterns
@@ -51,7 +51,6 @@ def _table(provider: type[peers._Library], monkeypatch: pytest.MonkeyPatch) -> s
 def test_no_list_names_an_op_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     lists = {
         "bench.goals": {op for goal in goals.GOALS for op in goal.ops},
-        "bench.modules": set(modules._BUILDERS),
         "fuse(ops=)": {*engine.OPS, *(op.removeprefix("bare_") for op in engine.OPTIONAL_OPS)},
         "fuse, patterns": set(patterns.PATTERNS),
     } | {provider.__name__: _table(provider, monkeypatch) for provider in (peers.Liger, peers.Quack, peers.FlagGems)}
