@@ -51,7 +51,7 @@ class Planned:
     """
 
     __slots__ = (
-        "_ready", "_refused", "across", "block", "device", "grows", "instead", "kernel", "most", "options", "runs_directly", "step", "takes_rows",
+        "_ready", "_refused", "across", "block", "dense", "device", "instead", "kernel", "most", "options", "runs_directly", "step", "takes_rows",
     )  # fmt: skip
 
     def __init__(
@@ -61,7 +61,7 @@ class Planned:
         self.device, self.kernel, self.options = device, kernel, options
         self.block, self.step, self.across, self.most, self.takes_rows = block, step, across, most, takes_rows
         self.instead: Callable[[Exception], Planned] | None = None
-        self.grows = step == 1 and most == 0  # whether the grid is as many programs as there are blocks of rows
+        self.dense = step == 1  # whether a program's rows are neighbours
         self.runs_directly = device >= 0
         self._ready: dict[Any, _Ready] = {}
         self._refused = False  # whether a launcher took other arguments than known

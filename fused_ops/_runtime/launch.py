@@ -65,7 +65,9 @@ def is_traced(tensor: Tensor) -> bool:
 
 def launch(planned: Planned, M: int, *tensors: Tensor) -> None:
     """Launch a plan over M rows, on tensors of its device and dtypes. No row is no launch."""
-    grid = -(-M // planned.block) * planned.across if planned.grows else planned.grid(M)
+    grid = -(-M // planned.block) * planned.across if planned.dense else planned.grid(M)
+    if 0 < planned.most < grid:
+        grid = planned.most
     sizes = (M,) if planned.takes_rows else ()
     direct = planned.runs_directly and grid and _recorder is None and type(tensors[0]) is not _traced_type
     if direct and planned.device == _current_device():

@@ -187,7 +187,7 @@ def operands(x: Tensor, M: int, strides: tuple[int, ...], *weights: Tensor, read
             else LEAST_ROWS
         )
     return (
-        rows, N, K, strides, tuple([w.stride() for w in weights]), dtype,
+        rows, N, K, strides, tuple([w.stride() for w in weights]) if len(weights) > 1 else (weights[0].stride(),), dtype,
         at_vectors(x, *weights) if read is None else at_vectors(x, *weights, read), cuda,
         "ieee" if dtype is not torch.float32 else precision_of(dtype, cuda), x.get_device(),
     )  # fmt: skip
