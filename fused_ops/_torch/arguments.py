@@ -7,8 +7,31 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn import Buffer, Parameter
 
 FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
+
+_TYPES = frozenset((Tensor, Parameter, Buffer, FakeTensor, FunctionalTensor))
+_DISTRIBUTED = {  # by name, for importing them takes 0.8 s: the class, and the attribute that holds this process's part
+    ("torch.distributed.tensor", "DTensor"): "_local_tensor",
+    ("torch.distributed._functional_collectives", "AsyncCollectiveTensor"): "elem",
+}
+
+
+def ordinary(tensor: Tensor) -> bool:
+    """Whether the raw operators take tensor: it is dense and strided, and of a class that knows every operator.
+
+    So are torch.Tensor, torch.nn.Parameter, the fake and functional tensors of compilers, and a DTensor of such a tensor.
+    Not so are nested, sparse, quantised and MKL-DNN tensors, and every other subclass: it may know torch's functions only.
+    Works under torch.compile(fullgraph=True); in eager mode it is a look-up and three attributes.
+    """
+    kind = type(tensor)
+    if kind in _TYPES:
+        return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
+    part = _DISTRIBUTED.get((kind.__module__, kind.__name__))
+    return part is not None and ordinary(getattr(tensor, part))
 
 
 def refuse(error: type[Exception], op: str, argument: str, got: object, allowed: str) -> NoReturn:
