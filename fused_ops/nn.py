@@ -30,8 +30,6 @@ class FusedLayerNorm(nn.LayerNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.is_nested:
-            return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
         return fused_layernorm(input, self.normalized_shape, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
 
 
@@ -42,8 +40,6 @@ class FusedRMSNorm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_nested:
-            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)  # type: ignore[arg-type]
         return fused_rmsnorm(x, self.normalized_shape, self.weight, self.eps)  # type: ignore[arg-type]
 
 
@@ -55,7 +51,7 @@ class FusedSoftmax(nn.Softmax):
 
     def forward(self, input: Tensor) -> Tensor:
         dim = self.dim
-        if dim is None or input.is_nested:
+        if dim is None:
             return F.softmax(input, dim, _stacklevel=5)
         return fused_softmax(input, dim)
 

@@ -13,7 +13,7 @@ from torch.nn import Buffer, Parameter
 
 FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 
-_TYPES = frozenset((Tensor, Parameter, Buffer, FakeTensor, FunctionalTensor))
+CLASSES = frozenset((Tensor, Parameter, Buffer, FakeTensor, FunctionalTensor))
 _DISTRIBUTED = {  # by name, for importing them takes 0.8 s: the class, and the attribute that holds this process's part
     ("torch.distributed.tensor", "DTensor"): "_local_tensor",
     ("torch.distributed._functional_collectives", "AsyncCollectiveTensor"): "elem",
@@ -28,7 +28,7 @@ def ordinary(tensor: Tensor) -> bool:
     Works under torch.compile(fullgraph=True); in eager mode it is a look-up and three attributes.
     """
     kind = type(tensor)
-    if kind in _TYPES:
+    if kind in CLASSES:
         return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
     part = _DISTRIBUTED.get((kind.__module__, kind.__name__))
     return part is not None and ordinary(getattr(tensor, part))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..._torch.arguments import FLOATS, refuse, require_device, require_float, require_shape, require_tensor
-from .activations import ACTIVATIONS, check_activation
+from .activations import ACTIVATIONS
 
 K, N, H = range(3)  # of input (*, K); the columns of the result; the hidden columns of an MLP
 
@@ -27,36 +27,36 @@ class Operand(NamedTuple):
 
 def fits(x: Tensor, operands: tuple[Operand, ...], activation: str | None, *tensors: Tensor | None) -> bool:
     """What `check` checks, for tensors on one device, and without words."""
-    dtype = x.dtype
-    if dtype not in FLOATS or x.dim() == 0 or not (activation is None or activation in ACTIVATIONS):
-        return False
-    sizes = [x.shape[-1], -1, -1]
-    for operand, tensor in zip(operands, tensors):
-        if tensor is None:
-            if operand.optional:
-                continue
+    try:
+        dtype = x.dtype
+        if dtype not in FLOATS or x.dim() == 0 or not (activation is None or activation in ACTIVATIONS):
             return False
-        shape = tensor.shape
-        if tensor.dtype is not dtype or len(shape) != len(operand.dims):
-            return False
-        for dim, size in zip(operand.dims, shape):
-            if sizes[dim] < 0:
-                sizes[dim] = size
-            elif sizes[dim] != size:
+        sizes = [x.shape[-1], -1, -1]
+        for operand, tensor in zip(operands, tensors):
+            if tensor is None:
+                if operand.optional:
+                    continue
                 return False
-    return True
+            shape = tensor.shape
+            if tensor.dtype is not dtype or len(shape) != len(operand.dims):
+                return False
+            for dim, size in zip(operand.dims, shape):
+                if sizes[dim] < 0:
+                    sizes[dim] = size
+                elif sizes[dim] != size:
+                    return False
+        return True
+    except RuntimeError:  # a nested tensor has no shape
+        return False
 
 
-def check(
-    op: str, input: Tensor, operands: Sequence[Operand], activation: str, autocast: bool, *tensors: Tensor | None
-) -> None:
+def check(op: str, input: Tensor, operands: Sequence[Operand], autocast: bool, *tensors: Tensor | None) -> None:
     """Refuse, in words, what the op cannot multiply. The first operand holds K.
 
     Each tensor is a float tensor on input's device and, unless autocast is going to cast it, of input's dtype.
     """
     require_tensor(op, "input", input)
     require_float(op, "input", input)
-    check_activation(op, activation)
     for operand, tensor in zip(operands, tensors):
         require_tensor(op, operand.name, tensor, operand.optional)
     first, weight = operands[0], tensors[0]

@@ -6,13 +6,13 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.autograd import autocasting, gradient_of_saved, needs_grad, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
+from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Backward, Op, Roles
-from .activations import activate
+from .activations import activate, check_activation
 from .arguments import K, N, Operand, cast_all, check, fits
 from .cases import gated_linear as cases
 from .gated_linear_launch import gated_linear_bwd_launch, gated_linear_launch, infer_launch
@@ -122,12 +122,12 @@ def _fused_gated_linear(
         if way == "aten" or way == "cuda":
             return _INFER[way](input, *tensors, activation or "none")
         return _APPLY[way](input, *tensors, activation or "none")[0]
-    if has_torch_function_variadic(input, *tensors):
-        given = tuple(t for t in (input, *tensors) if t is not None)
-        return handle_torch_function(fused_gated_linear, given, input, gate_weight, up_weight, activation, gate_bias, up_bias)
     name = "none" if activation is None else activation
+    check_activation("fused_gated_linear", name)
+    if overrides(input, *tensors):
+        return overridden(SPEC, (input, *tensors), input, gate_weight, up_weight, activation, gate_bias, up_bias)
     autocast = isinstance(input, Tensor) and autocasting(input)
-    check("fused_gated_linear", input, OPERANDS, name, autocast, *tensors)
+    check("fused_gated_linear", input, OPERANDS, autocast, *tensors)
     if runs_aten("gated_linear"):
         return gated_linear_eager(input, gate_weight, up_weight, name, gate_bias, up_bias)
     if autocast:

@@ -7,14 +7,14 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.arguments import FLOATS
 from ..._torch.autograd import autocasting, gradient_of_saved, needs_grad, runs_aten, take_saved
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
+from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Backward, Op, Roles
-from .activations import SAVES_OUTPUT
+from .activations import SAVES_OUTPUT, check_activation
 from .arguments import K, N, Operand, cast_all, check, fits
 from .cases import linear as cases
 from .gradients import add, linear_grads, times_derivative
@@ -122,16 +122,16 @@ def _fused_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation
         if way == "cuda":
             return _INFER[way](input, weight, bias, activation or "none")
         return _APPLY[way](input, weight, bias, activation or "none")[0]
-    if has_torch_function_variadic(input, weight, bias):
-        overridable = tuple(t for t in (input, weight, bias) if t is not None)
-        return handle_torch_function(fused_linear, overridable, input, weight, bias, activation)
+    name = "none" if activation is None else activation
+    check_activation("fused_linear", name)
+    if overrides(input, weight, bias):
+        return overridden(SPEC, (input, weight, bias), input, weight, bias, activation)
     if isinstance(weight, Tensor) and weight.dim() == 1:  # as F.linear: the last dimension goes
         return _fused_linear(input, weight.unsqueeze(0), bias, activation).squeeze(-1)
     if isinstance(bias, Tensor) and isinstance(weight, Tensor) and weight.dim() and bias.shape in ((1,), ()):
         bias = bias.expand(weight.shape[0])
-    name = "none" if activation is None else activation
     autocast = isinstance(input, Tensor) and autocasting(input)
-    check("fused_linear", input, OPERANDS, name, autocast, weight, bias)
+    check("fused_linear", input, OPERANDS, autocast, weight, bias)
     if runs_aten("linear"):
         return linear_eager(input, weight, bias, name)
     if autocast:

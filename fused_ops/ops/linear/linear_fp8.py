@@ -6,12 +6,12 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._runtime.device import FP8
 from ..._torch.arguments import FLOATS, refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
 from ..._torch.eager import fast_path, implementations
 from ..._torch.library import define
+from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Op, Roles
 from .activations import ACTIVATIONS, check_activation
 from .cases import linear_fp8 as cases
@@ -74,11 +74,11 @@ def _fused_linear_fp8(
     way = fast_path(*tensors)
     if (way == "aten" or way == "cuda") and _fits(*tensors, activation, out_dtype):
         return _RUN[way](*tensors, activation or "none", out_dtype)
-    if has_torch_function_variadic(*tensors):
-        given = tuple(t for t in tensors if t is not None)
-        return handle_torch_function(fused_linear_fp8, given, *tensors, activation, out_dtype)
     name = "none" if activation is None else activation
-    _check(input, weight, input_scale, weight_scale, bias, name, out_dtype)
+    check_activation("fused_linear_fp8", name)
+    if overrides(*tensors):
+        return overridden(SPEC, tensors, *tensors, activation, out_dtype)
+    _check(input, weight, input_scale, weight_scale, bias, out_dtype)
     return _FWD(input, weight, input_scale, weight_scale, bias, name, out_dtype)
 
 
@@ -106,7 +106,6 @@ def _check(
     input_scale: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None,
-    activation: str,
     out_dtype: Any,
 ) -> None:
     op = "fused_linear_fp8"
@@ -119,7 +118,6 @@ def _check(
     )
     for name, tensor in tensors:
         require_tensor(op, name, tensor, optional=name == "bias")
-    check_activation(op, activation)
     if input.dtype is not FP8:
         refuse(NotImplementedError, op, "input", input.dtype, "torch.float8_e4m3fn")
     if weight.dtype is not FP8:

@@ -6,13 +6,13 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.autograd import autocasting, gradient_of_saved, needs_grad, runs_aten, take_saved
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
+from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Backward, Op, Roles
-from .activations import SAVES_OUTPUT, activate
+from .activations import SAVES_OUTPUT, activate, check_activation
 from .arguments import H, K, N, Operand, cast_all, check, fits
 from .cases import mlp as cases
 from .gradients import add, linear_grads, times_derivative
@@ -138,12 +138,12 @@ def _fused_mlp(
         if way == "aten" or way == "cuda":
             return _INFER[way](input, *tensors, activation or "none")
         return _APPLY[way](input, *tensors, activation or "none", recompute)[0]
-    if has_torch_function_variadic(input, *tensors):
-        given = tuple(t for t in (input, *tensors) if t is not None)
-        return handle_torch_function(fused_mlp, given, input, *tensors, activation, recompute=recompute)
     name = "none" if activation is None else activation
+    check_activation("fused_mlp", name)
+    if overrides(input, *tensors):
+        return overridden(SPEC, (input, *tensors), input, *tensors, activation, recompute=recompute)
     autocast = isinstance(input, Tensor) and autocasting(input)
-    check("fused_mlp", input, OPERANDS, name, autocast, *tensors)
+    check("fused_mlp", input, OPERANDS, autocast, *tensors)
     if runs_aten("mlp"):
         return mlp_eager(input, weight1, bias1, weight2, bias2, name)
     if autocast:

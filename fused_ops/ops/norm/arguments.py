@@ -14,15 +14,25 @@ from ..._torch.autograd import autocasts_to_fp32
 Shape = tuple[int, ...]
 
 
+def dims_of(normalized_shape: Any) -> Shape:
+    """normalized_shape, an int or a sequence, as a tuple; a proxy of one, which a tracer gives, stays what it is."""
+    if isinstance(normalized_shape, int):
+        return (normalized_shape,)
+    return normalized_shape if hasattr(normalized_shape, "__torch_function__") else tuple(normalized_shape)
+
+
 def fits(x: Tensor, shape: Shape, *parameters: Tensor | None) -> bool:
     """What `check` checks, for tensors on one device and one normalised dimension, and without words."""
-    sizes = x.shape
-    if len(shape) != 1 or len(sizes) == 0 or sizes[-1] != shape[0] or x.dtype not in FLOATS:
-        return False
-    for parameter in parameters:
-        if parameter is not None and (parameter.shape != shape or parameter.dtype not in FLOATS):
+    try:
+        sizes = x.shape
+        if len(shape) != 1 or len(sizes) == 0 or sizes[-1] != shape[0] or x.dtype not in FLOATS:
             return False
-    return True
+        for parameter in parameters:
+            if parameter is not None and (parameter.shape != shape or parameter.dtype not in FLOATS):
+                return False
+        return True
+    except RuntimeError:  # a nested tensor has no shape
+        return False
 
 
 def check(op: str, x: Tensor, shape: Shape, **parameters: Tensor | None) -> None:

@@ -7,15 +7,15 @@ from typing import Any, Optional, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._runtime.tuned_kernels import Tuned
 from ..._torch.arguments import FLOATS
 from ..._torch.autograd import differentiable_backward, needs_grad, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
+from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Backward, Op, Roles
-from .arguments import cast_all, check, fits, over_rows
+from .arguments import cast_all, check, dims_of, fits, over_rows
 from .cases import layer_norm as cases
 from .layer_norm_launch import infer_launch, layer_norm_bwd_launch, layer_norm_launch
 from .layer_norm_onnx import layer_norm_onnx
@@ -86,7 +86,7 @@ def fused_layernorm(
 def _fused_layernorm(
     input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = tuple(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else dims_of(normalized_shape)
     way = fast_path(input, weight, bias)
     if way == "aten":
         if input.dtype in FLOATS:
@@ -98,9 +98,8 @@ def _fused_layernorm(
         if way == "cuda":
             return _INFER[way](input, shape, weight, bias, eps)
         return _APPLY[way](input, weight, bias, eps)
-    if has_torch_function_variadic(input, weight, bias):
-        overridable = tuple(t for t in (input, weight, bias) if t is not None)
-        return handle_torch_function(fused_layernorm, overridable, input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
+    if overrides(input, weight, bias):
+        return overridden(SPEC, (input, weight, bias), input, shape, weight, bias, eps)
     check("fused_layernorm", input, shape, weight=weight, bias=bias)
     if runs_aten("layer_norm"):
         return F.layer_norm(input, shape, weight, bias, eps)

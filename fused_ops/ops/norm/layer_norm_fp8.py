@@ -6,13 +6,13 @@ from typing import Optional, Union
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._torch.arguments import refuse_gradients
 from ..._torch.eager import fast_path, implementations
 from ..._torch.library import define
+from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Op, Roles
-from .arguments import check, fits, over_rows
+from .arguments import check, dims_of, fits, over_rows
 from .cases import layer_norm_fp8 as cases
 from .layer_norm_fp8_launch import layer_norm_fp8_launch
 from .layer_norm_fp8_reference import layer_norm_fp8_eager, layer_norm_fp8_reference
@@ -58,13 +58,12 @@ def fused_layernorm_fp8(
 def _fused_layernorm_fp8(
     input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = tuple(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else dims_of(normalized_shape)
     way = fast_path(input, weight, bias)
     if (way == "aten" or way == "cuda") and fits(input, shape, weight, bias):
         return _INFER[way](input, weight, bias, eps)
-    if has_torch_function_variadic(input, weight, bias):
-        given = tuple(t for t in (input, weight, bias) if t is not None)
-        return handle_torch_function(fused_layernorm_fp8, given, input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
+    if overrides(input, weight, bias):
+        return overridden(SPEC, (input, weight, bias), input, shape, weight, bias, eps)
     check("fused_layernorm_fp8", input, shape, weight=weight, bias=bias)
     refuse_gradients("fused_layernorm_fp8", (("input", input), ("weight", weight), ("bias", bias)))
     return over_rows(lambda x, w, b: _FWD(x, w, b, eps), input, shape, weight, bias)

@@ -7,14 +7,14 @@ from typing import Any, Optional, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..._runtime.tuned_kernels import Tuned
 from ..._torch.autograd import differentiable_backward, needs_grad, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
+from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Backward, Op, Roles
-from .arguments import cast_all, check, fits, over_rows
+from .arguments import cast_all, check, dims_of, fits, over_rows
 from .cases import rms_norm as cases
 from .rms_norm_launch import infer_launch, rms_norm_bwd_launch, rms_norm_launch
 from .rms_norm_onnx import rms_norm_onnx
@@ -76,15 +76,14 @@ def fused_rmsnorm(
 
 
 def _fused_rmsnorm(input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, eps: float | None) -> Tensor:
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = tuple(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else dims_of(normalized_shape)
     way = fast_path(input, weight)
     if way and fits(input, shape, weight):
         if way == "aten" or way == "cuda":
             return _INFER[way](input, shape, weight, eps)
         return _APPLY[way](input, weight, eps_of(input, eps))
-    if has_torch_function_variadic(input, weight):
-        overridable = tuple(t for t in (input, weight) if t is not None)
-        return handle_torch_function(fused_rmsnorm, overridable, input, normalized_shape, weight, eps)  # type: ignore[arg-type]
+    if overrides(input, weight):
+        return overridden(SPEC, (input, weight), input, shape, weight, eps)
     check("fused_rmsnorm", input, shape, weight=weight)
     if runs_aten("rms_norm"):
         return F.rms_norm(input, shape, weight, eps)

@@ -7,13 +7,13 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..._runtime.tuned_kernels import Tuned
 from ..._torch.arguments import FLOATS, normalize_dim, refuse, require_float, require_tensor
 from ..._torch.autograd import autocasts_to_fp32, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
+from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Backward, Op, Roles
 from .cases import softmax as cases
 from .softmax_launch import softmax_bwd_launch, softmax_launch
@@ -73,15 +73,15 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
                 return _RUN[way](input, dim, None)
             except Exception:  # what ATen refuses is refused below, in our words
                 pass
-        elif -(rank := input.dim()) <= dim < rank:
+        elif -(rank := input.dim()) <= dim < rank and not input.is_nested:
             return _RUN[way](input, dim % rank, None)
     return _fused_softmax(input, dim, dtype)
 
 
 def _fused_softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     op = "fused_softmax"
-    if has_torch_function_unary(input):
-        return handle_torch_function(fused_softmax, (input,), input, dim, dtype=dtype)
+    if overrides(input):
+        return overridden(SPEC, (input,), input, dim, dtype=dtype)
     require_tensor(op, "input", input)
     if dtype is None:
         require_float(op, "input", input)
