@@ -6,8 +6,6 @@ A checkpoint of the torch.nn class loads into the fused one and back. `fused_ops
 into these in place.
 """
 
-from __future__ import annotations
-
 from typing import Any, Optional
 
 import torch.nn.functional as F

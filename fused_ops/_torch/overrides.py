@@ -69,5 +69,5 @@ def _said(tensor: Tensor) -> str:
     if tensor.is_nested:
         return "a nested tensor"
     if type(tensor) not in CLASSES:
-        return f"a {type(tensor).__name__}"
+        return f"a tensor of class {type(tensor).__name__}"
     return "a quantised tensor" if tensor.is_quantized else f"a {str(tensor.layout).removeprefix('torch.')} tensor"
