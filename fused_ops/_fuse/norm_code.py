@@ -71,7 +71,7 @@ def find(module: nn.Module, name: str) -> Any:
 def own_functions(module: nn.Module) -> list[FunctionType]:
     """forward and the functions of module's class that it may call as self.name(...), each once."""
     found: list[FunctionType] = []
-    pending = [inspect.getattr_static(type(module), "forward")]
+    pending = [inspect.unwrap(inspect.getattr_static(type(module), "forward"))]
     while pending:
         function = pending.pop()
         function = function.__func__ if isinstance(function, staticmethod) else function
@@ -108,18 +108,23 @@ def check_code(module: nn.Module, functions: list[FunctionType]) -> None:
             backwards = instruction.opcode in (*dis.hasjrel, *dis.hasjabs) and name < instruction.offset
             if backwards or instruction.opname.startswith(_BLOCKS):
                 raise RefusedError("it loops, catches exceptions or enters a context")
-            if instruction.opname.startswith("STORE_FAST") and _last(name) == code.co_varnames[0]:
+            if code.co_varnames[0] in _stored(instruction):
                 raise RefusedError(f"it assigns {code.co_varnames[0]}")
             if instruction.opname == "LOAD_GLOBAL" and not _known_global(name, function):
                 raise RefusedError(f"it uses {name}")
             if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and name not in _NAMES:
                 _check_attribute(module, name, of_self=previous == code.co_varnames[0])
-            previous = _last(name) if instruction.opname.startswith("LOAD_FAST") else ""
+            previous = ""
+            if "LOAD_FAST" in instruction.opname:  # one instruction may load two variables, the second on top
+                previous = name[-1] if isinstance(name, tuple) else name
 
 
-def _last(name: Any) -> Any:
-    """The variable on top of the stack: one instruction may load two."""
-    return name[-1] if isinstance(name, tuple) else name
+def _stored(instruction: dis.Instruction) -> tuple[str, ...]:
+    """The variables that instruction assigns: one may assign two, or assign one and load one."""
+    name = instruction.argval
+    if not instruction.opname.startswith("STORE_FAST"):
+        return ()
+    return (name if instruction.opname == "STORE_FAST_STORE_FAST" else name[:1]) if isinstance(name, tuple) else (name,)
 
 
 def _check_attribute(module: nn.Module, name: str, of_self: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import inspect
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Union
@@ -58,12 +59,14 @@ def norm_formula(module: nn.Module) -> Verdict:
     cls = type(module)
     if module._modules and list(module._modules) != ["parametrizations"]:
         return None
-    if isinstance(module, (nn.LayerNorm, torch.jit.ScriptModule)) or cls.forward.__module__.startswith("torch."):
-        return None
-    functions = own_functions(module)
-    if not _is_norm(functions):
+    if isinstance(module, (nn.LayerNorm, torch.jit.ScriptModule)) or str(cls.forward.__module__).startswith("torch."):
         return None
     try:
+        functions = own_functions(module)
+        if not functions or not _is_norm(module, functions):
+            return None
+        if hasattr(cls.forward, "__wrapped__"):
+            raise RefusedError("forward is decorated")
         _check_input(functions[0])
         check_code(module, functions)
         known = _VERDICTS.setdefault(cls, {})
@@ -71,7 +74,7 @@ def norm_formula(module: nn.Module) -> Verdict:
         if key not in known:
             known[key] = _verdict(module, functions)
         return known[key]
-    except RefusedError as stop:
+    except Exception as stop:  # a RefusedError, or what a strange parameter raises when it is looked at
         return unknown(stop)
 
 
@@ -79,25 +82,39 @@ def unknown(why: Exception) -> str:
     return f"its forward is a norm that fuse does not know: {str(why).splitlines()[0] if str(why) else type(why).__name__}"
 
 
-def _is_norm(functions: list[FunctionType]) -> bool:
-    """Whether the names in the code suggest a norm: a reciprocal root, a norm, or a mean of squares."""
-    words = {name for function in functions for name in function.__code__.co_names}
-    if words & _ALONE or ("mean" in words and words & _WITH_MEAN):
+def _is_norm(module: nn.Module, functions: list[FunctionType]) -> bool:
+    """Whether the names in the code suggest a norm: a reciprocal root, a norm, or a mean of squares. Raises where it only calls one."""
+    names = {name for function in functions for name in function.__code__.co_names}
+    words = names.difference(vars(module), module._parameters, module._buffers)
+    several = _inputs(functions[0]) != 1 and "norm" not in type(module).__name__.lower()  # a loss, perhaps
+    if "rsqrt" in words or (words & _ALONE and not several):
         return True
-    return "mean" in words and any(
-        instruction.opname == "BINARY_POWER" or instruction.argrepr == "**"
-        for function in functions
-        for instruction in dis.get_instructions(function)
-    )
+    if "mean" in words and not several:
+        return bool(words & _WITH_MEAN) or any(
+            instruction.opname == "BINARY_POWER" or instruction.argrepr == "**"
+            for function in functions
+            for instruction in dis.get_instructions(function)
+        )
+    called = [
+        value for name in words if "norm" in name and isinstance(value := functions[0].__globals__.get(name), FunctionType)
+    ]
+    if called and not any(value.__module__.startswith("torch.") for value in called):
+        raise RefusedError(f"it calls {called[0].__name__}")
+    return False
+
+
+def _inputs(forward: FunctionType) -> int:
+    """How many arguments besides self forward has, *args and **kwargs counted."""
+    code = forward.__code__
+    variable = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    return code.co_argcount + code.co_kwonlyargcount + variable - 1
 
 
 def _check_input(forward: FunctionType) -> None:
-    code = forward.__code__
-    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)]
-    if len(names) != 1 or code.co_argcount != 2:
-        raise RefusedError(
-            f"forward takes {', '.join(names) or 'nothing'}: a fused norm takes one input (no gate, no mask, no scale)"
-        )
+    names = forward.__code__.co_varnames[1 : _inputs(forward) + 1]
+    if len(names) != 1 or forward.__code__.co_argcount != 2:
+        takes = ", ".join(names) or "nothing"
+        raise RefusedError(f"forward takes {takes}: a fused norm takes one input (no gate, no mask, no scale)")
 
 
 def _key(module: nn.Module, functions: list[FunctionType]) -> Any:
@@ -135,10 +152,6 @@ def _run(module: nn.Module, functions: list[FunctionType], x: torch.dtype, weigh
 
 def _formula(module: nn.Module, forward: FunctionType, runs: dict[Any, Run], forms: dict[Any, Rms]) -> NormFormula | str:
     form = forms[_F32, _F32]
-    tensors = {**module._parameters, **module._buffers}
-    extra = [name for name, tensor in tensors.items() if tensor is not None and name != form.weight]
-    if extra:
-        return f"has {', '.join(extra)} beside its weight: fused_rmsnorm takes no other tensor"
     weight = None if form.weight is None else module._parameters[form.weight]
     if weight is not None and weight.dim() != 1:
         return f"its weight has {weight.dim()} dimensions, its mean goes over one: fused_rmsnorm has both over the same"

@@ -14,6 +14,7 @@ _F32, _BF16, _F64 = torch.float32, torch.bfloat16, torch.float64
 _MEANS = ("mean", "mean()")
 _SQUARE_SUMS = ("sum", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "normalize")
 _SPREADS = ("var", "std")
+_IN_LOW = "does not compute in fp32: cast the input up before the squares, and the result down at the end"
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ def reason(one: Run, half: Run, mixed: Run) -> str:
     ops = {node.op for node in nodes}
     if any(node.op == "sub" and _is_mean_of(node.args[1], node.args[0]) for node in nodes):
         return "a layer norm written by hand (a mean is subtracted): fuse knows F.layer_norm, called as such"
+    if _low(half):
+        return _IN_LOW
     if _reciprocal_root(one.out)[1] is not None:
         return "returns the factor 1 / sqrt(mean(x^2) + eps) alone: no fused function does"
     for h, factor in _factors(one.out):
@@ -152,8 +155,8 @@ def _unknown(ops: set[str], norms: bool) -> str:
 def _rounding(half: Run, mixed: Run) -> str:
     """What is rounded elsewhere, in a norm that is fused_rmsnorm's in fp32."""
     nodes = list(_below(half.out))
-    if any(node.op == "mean" and node.dtype is not _F32 for node in nodes):
-        return "does not compute in fp32: cast the input up before the squares, and the result down at the end"
+    if _low(half):
+        return _IN_LOW
     casts = [node.args[0] for node in nodes if node.op == "cast" and node.dtype is _BF16]
     if any(_reciprocal_root(node)[1] is not None for node in casts):
         return "rounds rstd to the input's dtype before the product: fused_rmsnorm keeps it in fp32"
@@ -166,6 +169,11 @@ def _rounding(half: Run, mixed: Run) -> str:
     if half.asked:
         return "its forward is a norm that fuse does not know: it branches on the input's shape or values"
     return "rounds elsewhere than fused_rmsnorm, which computes in fp32 and rounds once at the end"
+
+
+def _low(run: Run) -> bool:
+    """Whether a mean of squares is rounded to run's input dtype."""
+    return any(node.op == "mean" and node.args[0].op == "square" and node.dtype is not _F32 for node in _below(run.out))
 
 
 def _adds_one(node: Node) -> bool:

@@ -84,10 +84,10 @@ class Run:
                 target = [t.dtype if isinstance(t, (Node, Symbol)) else t for t in target]
                 if isinstance(target[0], torch.dtype):
                     return self.cast(first, target[0])
-        elif len(args) == 2 and not kwargs and (name == "mul" and first is rest[0] or name == "pow" and rest[0] == 2):
+        elif len(args) == 2 and not kwargs and (first is rest[0] if name == "mul" else name == "pow" and rest[0] == 2):
             return self.node("square", (first,), first.dtype)
         elif name == "mean":
-            given = {**dict(zip(("dim", "keepdim"), rest)), **kwargs}
+            given = {**dict(zip(("dim", "keepdim"), rest)), **{"dim" if k == "axis" else k: v for k, v in kwargs.items()}}
             if given in ({"dim": dim, "keepdim": True} for dim in (-1, (-1,), [-1])):
                 return self.node("mean", (first,), first.dtype)
         dtypes = [a.dtype for a in args if isinstance(a, Node)]
@@ -133,6 +133,9 @@ class Symbol:
 
     def __neg__(self) -> Symbol:
         return self._run.call("neg", (self,), {})
+
+    def __getitem__(self, index: Any) -> Symbol:
+        return Symbol(self._run, self._run.node("[]", (self.node, index), self.dtype))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
