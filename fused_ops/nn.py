@@ -3,7 +3,9 @@
     from fused_ops.nn import FusedLayerNorm, FusedLinear, FusedRMSNorm, FusedSoftmax
 
 A checkpoint of the torch.nn class loads into the fused one and back. `fused_ops.fuse(model)` turns a model's own modules
-into these in place.
+into these in place. Each forward is one call of its function, whatever the input is: so torch.fx.symbolic_trace,
+torch.jit.script and torch.compile(fullgraph=True) take them, and nested tensors and parameters of other libraries' classes
+(torchao's quantised weights) are computed by torch's own functions.
 """
 
 from typing import Any, Optional
@@ -24,7 +26,7 @@ __all__ = ["FusedLayerNorm", "FusedLinear", "FusedRMSNorm", "FusedSoftmax"]
 class FusedLayerNorm(nn.LayerNorm):
     """torch.nn.LayerNorm computed by fused_layernorm.
 
-    Shape: input (*, *normalized_shape), output the same, contiguous, in input's dtype. A nested tensor goes to ATen.
+    Shape: input (*, *normalized_shape), output the same, contiguous, in input's dtype.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -34,7 +36,7 @@ class FusedLayerNorm(nn.LayerNorm):
 class FusedRMSNorm(nn.RMSNorm):
     """torch.nn.RMSNorm computed by fused_rmsnorm.
 
-    Shape: input (*, *normalized_shape), output the same, contiguous, in input's dtype. A nested tensor goes to ATen.
+    Shape: input (*, *normalized_shape), output the same, contiguous, in input's dtype.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,6 +64,10 @@ class FusedLinear(nn.Linear):
         activation: None, or one of fused_linear's names; it holds no state and so is not in the state_dict.
 
     Shape: input (*, in_features), output (*, out_features), in input's dtype.
+
+    Tools that look for the exact class torch.nn.Linear leave this one as it is, without a word: so torch.ao.quantization's
+    quantize_dynamic quantises no FusedLinear. (It could not: its own linear has no activation.) Write
+    torch.nn.Linear and its activation and let fuse(model) join them, or use a tool that replaces weights: torchao's quantize_.
 
     Raises:
         RuntimeError: an unknown activation.

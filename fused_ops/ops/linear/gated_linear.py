@@ -101,6 +101,8 @@ def fused_gated_linear(
     Both products accumulate in fp32 from one read of input, and the gate is applied before rounding. For the backward the two
     pre-activations are kept, rounded to input's dtype, and input only where a weight needs a gradient. Eager PyTorch keeps the
     activated gate as well. Differentiable twice. Source: Shazeer, GLU Variants Improve Transformer, 2020.
+
+    Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return gated_linear_eager(input, gate_weight, up_weight, activation, gate_bias, up_bias)

@@ -103,6 +103,8 @@ def fused_linear(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, a
 
     Accumulates in fp32, and applies bias and activation before rounding. fp32 products follow
     torch.backends.cuda.matmul's TF32 setting. The pre-activation is stored only when a gradient needs it. Differentiable twice.
+
+    Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return linear_eager(input, weight, bias, activation)

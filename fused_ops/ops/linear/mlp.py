@@ -116,6 +116,8 @@ def fused_mlp(
     The two products accumulate in fp32, and the hidden layer between them is rounded to input's dtype. In the backward, the
     epilogue of dy @ weight2 computes the activation's derivative and bias1's gradient before rounding, so the hidden layer's
     gradient is never stored. Differentiable twice.
+
+    Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return mlp_eager(input, weight1, bias1, weight2, bias2, activation)

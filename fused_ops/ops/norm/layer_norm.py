@@ -76,6 +76,8 @@ def fused_layernorm(
 
     Statistics are computed in fp32. Gradients for input, weight and bias, each only when needed, the same bits on every
     run; differentiable twice. Source: Ba, Kiros, Hinton, Layer Normalization, 2016.
+
+    Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return F.layer_norm(input, normalized_shape, weight, bias, eps)

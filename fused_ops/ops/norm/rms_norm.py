@@ -68,6 +68,8 @@ def fused_rmsnorm(
     The mean and the product with weight are computed in fp32, and the result is rounded once. Gradients for input and weight,
     each only when needed, the same bits on every run; differentiable twice.
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
+
+    Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return F.rms_norm(input, normalized_shape, weight, eps)

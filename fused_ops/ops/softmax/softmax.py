@@ -65,6 +65,8 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
 
     Computed in fp32. A row that holds NaN or +inf, or only -inf, gives NaN, as torch's. Differentiable twice.
     Source: Milakov and Gimelshein, Online normalizer calculation for softmax, 2018 (rows beyond the registers).
+
+    Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
     """
     way = fast_path(input)
     if way and dtype is None and input.dtype in FLOATS and type(dim) is int:
