@@ -1,102 +1,88 @@
-"""Which activation a function or a method is, in fused_linear's names; and the modules that stand where one was fused."""
+"""Which activation a module, a function or a method applies, in fused_linear's names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Places = tuple[tuple[dict[str, Any], str], ...]  # (a module's table of children, a key in it): where Linears are
-
-
-class Absorbed:
-    """Mixin of an activation module that the Linears before it now apply: its forward returns its input.
-
-    _fuse_linears says where those Linears are, so that replacing one later (by PEFT, say) is an error and not a wrong
-    result.
-    """
-
-    if TYPE_CHECKING:  # torch.jit.script reads annotations, and cannot read this one
-        _fuse_linears: Places
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            still_there(self._fuse_linears)
-        return input
-
-
-class AbsorbedFunction:
-    """Absorbed for an activation function that a module held as an attribute."""
-
-    def __init__(self, linears: Places) -> None:
-        self._fuse_linears = linears
-
-    def __call__(self, input: Tensor) -> Tensor:
-        still_there(self._fuse_linears)
-        return input
-
-
-def still_there(linears: Places) -> None:
-    """Raise when a Linear that took over an activation is no longer in its place."""
-    for modules, key in linears:
-        if getattr(modules.get(key), "activation", None) is None:
-            raise RuntimeError(
-                f"fuse: the Linear {key!r}, which applied the activation after it, was replaced after fuse by"
-                f" {type(modules.get(key)).__name__}: call unfuse(model) before such a change and fuse(model) after it"
-            )
-
-
-class AbsorbedReLU(Absorbed, nn.ReLU):
-    """nn.ReLU, applied by the FusedLinear before it."""
-
-
-class AbsorbedGELU(Absorbed, nn.GELU):
-    """nn.GELU, applied by the FusedLinear before it."""
-
-
-class AbsorbedSiLU(Absorbed, nn.SiLU):
-    """nn.SiLU, applied by the FusedLinear before it."""
-
-
-class AbsorbedSigmoid(Absorbed, nn.Sigmoid):
-    """nn.Sigmoid, applied by the FusedLinear before it."""
-
-
-class AbsorbedTanh(Absorbed, nn.Tanh):
-    """nn.Tanh, applied by the FusedLinear before it."""
-
-
-# class -> (its identity subclass, the name of the activation for one instance or None). Exact classes only.
-Entry = tuple[type[nn.Module], Callable[[Any], "str | None"]]
-MODULES: dict[type[nn.Module], Entry] = {
-    nn.ReLU: (AbsorbedReLU, lambda m: "relu"),
-    nn.GELU: (AbsorbedGELU, lambda m: _gelu(m.approximate)),
-    nn.SiLU: (AbsorbedSiLU, lambda m: "silu"),
-    nn.Sigmoid: (AbsorbedSigmoid, lambda m: "sigmoid"),
-    nn.Tanh: (AbsorbedTanh, lambda m: "tanh"),
-}
-FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu", F.relu_: "relu", torch.relu: "relu", torch.relu_: "relu",
-    F.gelu: "gelu",
-    F.silu: "silu",
-    F.sigmoid: "sigmoid", torch.sigmoid: "sigmoid",
-    F.tanh: "tanh", torch.tanh: "tanh",
-}  # fmt: skip
-METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}
+from . import hf
+from .conditions import as_its_class_says
 
 
 def _gelu(approximate: Any) -> str | None:
     return {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
 
 
-def function_activation(function: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> str | None:
-    """The activation that function(x, *args[1:], **kwargs) applies, by name, or None. inplace makes no difference."""
-    name = FUNCTIONS.get(function) if callable(function) else None
-    options = {key: value for key, value in (kwargs or {}).items() if key != "inplace"}
+# class -> the name of the activation that one instance applies, or None. Exact classes only.
+MODULES: dict[type[nn.Module], Callable[[Any], str | None]] = {
+    nn.ReLU: lambda m: "relu",
+    nn.GELU: lambda m: _gelu(m.approximate),
+    nn.SiLU: lambda m: "silu",
+    nn.Sigmoid: lambda m: "sigmoid",
+    nn.Tanh: lambda m: "tanh",
+}
+_TORCHS = {cls: (name_of, cls.forward) for cls, name_of in MODULES.items()}  # a library may replace a forward later
+FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu", F.relu_: "relu", torch.relu: "relu", torch.relu_: "relu",
+    F.gelu: "gelu",
+    F.silu: "silu",
+    F.sigmoid: "sigmoid", torch.sigmoid: "sigmoid", torch.sigmoid_: "sigmoid",
+    F.tanh: "tanh", torch.tanh: "tanh", torch.tanh_: "tanh",
+}  # fmt: skip
+METHODS = {name: name.rstrip("_") for name in ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_")}
+_TENSORS = {name: getattr(Tensor, name) for name in METHODS}
+
+
+def activation_of(activation: Any, args: tuple[Any, ...] = (), options: dict[str, Any] | None = None) -> str | None:
+    """The name of what `activation(x, *args, **options)` applies, or None where fused_linear does not know it.
+
+    activation: a module, a function, or the name of a tensor's method. A module that has hooks or a forward of its own is
+    not known. Looked at in each call of a fused forward, and by a compiler.
+    """
+    if isinstance(activation, nn.Module):
+        if args or options or not as_its_class_says(activation):
+            return None
+        entry = _TORCHS.get(type(activation)) or hf.activations().get(type(activation))
+        if entry is None or type(activation).forward is not entry[1]:
+            return None
+        return entry[0](activation)
+    if isinstance(activation, str):
+        name = None if args or options else METHODS.get(activation)
+        return name if name is not None and getattr(Tensor, activation) is _TENSORS[activation] else None
+    if not callable(activation):
+        return None
+    return _function(activation, args, options or {})
+
+
+def _function(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> str | None:
+    try:
+        name = FUNCTIONS.get(function)
+    except TypeError:  # not hashable
+        return None
     if name == "gelu":
-        name = _gelu(options.pop("approximate", "none"))
-    positional = 2 if function in (F.relu, F.silu) else 1  # the second is inplace
-    return name if not options and len(args) <= positional else None
+        return _gelu(options.get("approximate", "none")) if not args and len(options) <= ("approximate" in options) else None
+    takes_inplace = function is F.relu or function is F.silu
+    known = len(args) <= takes_inplace and (not options or (takes_inplace and tuple(options) == ("inplace",)))
+    return name if known else None
+
+
+def looks_like_activation(called: Any) -> bool:
+    """Whether a module, a function or a method's name is an activation, known to fused_linear or not."""
+    if isinstance(called, nn.Module):
+        cls = type(called)
+        return cls in MODULES or (cls.__module__ in ("torch.nn.modules.activation", "transformers.activations") and not any(
+            isinstance(called, other) for other in (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.MultiheadAttention)
+        ))  # fmt: skip
+    if isinstance(called, str):
+        return called in METHODS
+    return getattr(called, "__name__", "").rstrip("_") in _ACTIVATION_FUNCTIONS
+
+
+_ACTIVATION_FUNCTIONS = frozenset(
+    ("relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "leaky_relu", "prelu", "rrelu", "glu", "mish",
+     "hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign", "logsigmoid", "tanhshrink", "hardshrink", "softshrink")
+)  # fmt: skip

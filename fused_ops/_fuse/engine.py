@@ -7,15 +7,14 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from .forwards import fuse_forwards
-from .linears import fuse_linears
-from .patterns import PATTERNS
+from .plan import plan
 from .report import FuseReport
 from .run import FilterFn, Run
-from .swap import restore
-from .whole import WHOLE, fuse_whole
+from .sites import FORMS
+from .swap import restore_all
+from .whole import WHOLE
 
-OPS = (*(whole.op for whole in WHOLE.values()), *reversed(PATTERNS))
+OPS = (*(whole.op for whole in WHOLE.values()), *reversed(FORMS))
 OPTIONAL_OPS = ("bare_linear",)
 
 
@@ -48,15 +47,9 @@ def fuse(
         RuntimeError: strict, and nothing was fused.
     """
     run = Run(model, _check(model, ops, filter_fn), filter_fn)
-    try:
-        fuse_whole(run)
-        parents = fuse_linears(run)
-        fuse_forwards(run, parents)
-    except BaseException:  # filter_fn is the caller's code: leave no half-fused model behind
-        for module in run.changed:
-            restore(module)
-        raise
-    report = FuseReport(model, run.candidates(), run.changed)
+    plan(run)
+    run.apply()
+    report = FuseReport(model, run.candidates(), run.changed, run.number)
     if not report.fused:
         message = f"fuse: nothing was fused in {type(model).__name__}\n{report}"
         if strict:
@@ -69,7 +62,7 @@ def unfuse(model: nn.Module) -> int:
     """Undo every fuse of this model, in place; returns how many modules were changed back."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"unfuse: model: got {type(model).__name__}, allowed: a torch.nn.Module")
-    return sum(restore(module) for module in model.modules())
+    return restore_all(model.named_modules())
 
 
 def _check(model: nn.Module, ops: Iterable[str] | None, filter_fn: FilterFn | None) -> set[str]:

@@ -1,15 +1,59 @@
-"""The door to transformers' own classes: opened only when the program has loaded transformers itself."""
+"""What fuse knows of transformers' own layers: its Conv1D (GPT-2), its activation classes and its choice of attention.
+
+transformers is never imported here: where the program has not loaded it, no model can hold one of its layers.
+"""
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch.nn.functional as F
+from torch import nn
 
-def classes() -> Any:
-    """The module hf_classes, or None while transformers' layers are not loaded: then no model can hold one."""
-    if "transformers.pytorch_utils" not in sys.modules and "transformers.activations" not in sys.modules:
-        return None
-    from . import hf_classes
+# transformers' class -> fused_linear's activation. A name that a version of transformers lacks is left out.
+_NAMES = {
+    "GELUActivation": "gelu",
+    "NewGELUActivation": "gelu_tanh",
+    "GELUTanh": "gelu_tanh",
+    "FastGELUActivation": "gelu_tanh",
+    "AccurateGELUActivation": "gelu_tanh",
+    "QuickGELUActivation": "quick_gelu",
+    "SiLUActivation": "silu",
+    "ReLUSquaredActivation": "relu2",
+}
+_NONE: Mapping[Any, Any] = {}
 
-    return hf_classes
+
+def conv1d() -> type[nn.Module] | None:
+    """transformers' Conv1D, a Linear whose weight is (in, out), or None while it is not loaded."""
+    return getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+
+
+Entry = tuple[Callable[[Any], "str | None"], Any]
+
+
+def activations() -> Mapping[type[nn.Module], Entry]:
+    """class -> (the name of the activation that one instance applies, its forward), of the classes that are loaded."""
+    module = sys.modules.get("transformers.activations")
+    return _NONE if module is None else _activations(module)
+
+
+@functools.cache
+def _activations(module: Any) -> Mapping[type[nn.Module], Entry]:
+    classes = ((getattr(module, cls, None), cls, name) for cls, name in _NAMES.items())
+    return {cls: (_named(spelled, name), cls.forward) for cls, spelled, name in classes if cls is not None}
+
+
+def _named(cls: str, name: str) -> Callable[[Any], str | None]:
+    if cls == "GELUActivation":  # it holds the function that it applies
+        return lambda module: name if module.act is F.gelu or getattr(module.act, "__name__", "") == "_gelu_python" else None
+    return lambda module: name
+
+
+def attention_calls(module: nn.Module, function: str) -> bool:
+    """Whether module's attention calls its file's own function, rather than one of another implementation."""
+    chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    return chosen in (None, "eager") or function != "eager_attention_forward"

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .swap import restore
+from .swap import restore_all
 
 FUSED, ALREADY, LEFT = "fused", "already fused", "not fused"
 
@@ -28,6 +28,7 @@ class Candidate:
     op: str
     status: str
     detail: str
+    count: int = 0
 
 
 class FuseReport:
@@ -36,10 +37,11 @@ class FuseReport:
     with fuse(model) as report: the model is fused inside the block only.
     """
 
-    def __init__(self, model: nn.Module, candidates: list[Candidate], changed: list[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, candidates: list[Candidate], changed: list[nn.Module], run: int) -> None:
         self.model = model
         self.candidates = candidates
         self._changed = changed
+        self._run = run
 
     @property
     def fused(self) -> list[Candidate]:
@@ -61,8 +63,8 @@ class FuseReport:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for module in self._changed:
-            restore(module)
+        names = {id(module): name for name, module in self.model.named_modules()}
+        restore_all([(names.get(id(module), "a part"), module) for module in self._changed], self._run)
         self._changed.clear()
 
     def counts(self) -> dict[str, tuple[int, int]]:

@@ -1,47 +1,75 @@
-"""The state of one call of fuse: what was asked, what was found, what was changed."""
+"""The state of one call of fuse: what was asked, what was found, what is to be changed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
-from .report import Candidate
-from .swap import swap
+from .report import ALREADY, FUSED, LEFT, Candidate
+from .swap import Class, class_of, next_run, restore, swap
 
 FilterFn = Callable[[str, nn.Module], bool]
 
 
-@dataclass
 class Run:
-    """What one call of fuse was asked, has found and has changed.
+    """What one call of fuse was asked, has found, and will change once everything is found.
 
-    wanted: names of ops. found: (module's name, op) -> Candidate. changed: the modules to restore when this fuse is undone.
+    wanted: names of ops. changed: the modules to restore when this fuse is undone.
     """
 
-    model: nn.Module
-    wanted: set[str]
-    filter_fn: FilterFn | None
-    found: dict[tuple[str, str], Candidate] = field(default_factory=dict)
-    changed: list[nn.Module] = field(default_factory=list)
+    def __init__(self, model: nn.Module, wanted: set[str], filter_fn: FilterFn | None) -> None:
+        self.model = model
+        self.wanted = wanted
+        self.filter_fn = filter_fn
+        self.number = next_run()
+        self.names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self.changed: list[nn.Module] = []
+        self._found: dict[tuple[str, str, str], Candidate] = {}
+        self._refused: dict[int, str | None] = {}
+        self._planned: list[tuple[nn.Module, Class, dict[str, Any], tuple[str, ...]]] = []
 
-    def left_out(self, op: str, name: str, module: nn.Module) -> str | None:
+    def left_out(self, op: str, module: nn.Module) -> str | None:
         """The reason when the caller does not want this module fused."""
-        return f'"{op}" is not in ops' if op not in self.wanted else self.refused(name, module)
+        return f'"{op}" is not in ops' if op not in self.wanted else self.refuses(module)
 
-    def refused(self, name: str, module: nn.Module) -> str | None:
-        return None if self.filter_fn is None or self.filter_fn(name, module) else "left out by filter_fn"
+    def refuses(self, module: nn.Module) -> str | None:
+        """The reason when filter_fn, which is asked once for each module, does not want it fused."""
+        if self.filter_fn is None:
+            return None
+        if id(module) not in self._refused:
+            allowed = self.filter_fn(self.names.get(id(module), ""), module)
+            self._refused[id(module)] = None if allowed else "left out by filter_fn"
+        return self._refused[id(module)]
 
-    def record(self, name: str, module: str, op: str, status: str, detail: str) -> None:
-        """Enter a candidate in the report; module is the name its class had before."""
-        self.found[name, op] = Candidate(name, module, op, status, detail)
+    def record(self, name: str, module: str, op: str, status: str, detail: str, count: int = 0, key: str = "") -> None:
+        """Enter a candidate in the report; module is the name of its class. Of two for one key, the one that fuses more stays."""
+        rank = (LEFT, FUSED, ALREADY)
+        before = self._found.get((name, op, key))
+        if before is None or rank.index(status) >= rank.index(before.status):
+            self._found[name, op, key] = Candidate(name, module, op, status, detail, count)
 
-    def swap(self, module: nn.Module, cls: type[nn.Module], **attributes: object) -> None:
-        swap(module, cls, **attributes)
-        self.changed.append(module)
+    def has(self, name: str, op: str) -> bool:
+        return (name, op, "") in self._found
+
+    def plan(self, module: nn.Module, put: Class, remove: tuple[str, ...] = (), **attributes: Any) -> None:
+        """Have module changed by apply, unless it is that already."""
+        if class_of(module) != put or remove or any(module.__dict__.get(k) != v for k, v in attributes.items()):
+            self._planned.append((module, put, attributes, remove))
+
+    def apply(self) -> None:
+        """Change every module that was planned, or none."""
+        try:
+            for module, put, attributes, remove in self._planned:
+                swap(self.number, module, put, remove, **attributes)
+                self.changed.append(module)
+        except BaseException:
+            for module in self.changed:
+                restore(module, self.number)
+            raise
 
     def candidates(self) -> list[Candidate]:
         """In the model's order."""
         order = {name: i for i, (name, _) in enumerate(self.model.named_modules())}
-        return sorted(self.found.values(), key=lambda c: order.get(c.name, len(order)))
+        return sorted(self._found.values(), key=lambda c: order.get(c.name, len(order)))

@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from fused_ops import fuse, unfuse
-from fused_ops.nn import FusedLinear
-from tests.fuse.test_fuse import Block, assert_same, detail, status
+from tests.fuse.test_fuse import Block, assert_same, detail, fused_calls, status
 
 
 class Mlp(nn.Module):
@@ -119,8 +118,7 @@ def x4() -> torch.Tensor:
 def test_activation_modules(activation: nn.Module, name: str):
     model = nn.Sequential(nn.Linear(4, 8), activation, nn.Linear(8, 4))
     reference = copy.deepcopy(model)
-    fuse(model)
-    assert model[0].activation == name
+    assert detail(fuse(model), "0") == f"with {name} ({type(activation).__name__})"
     assert_same(model, reference, x4())
 
 
@@ -142,10 +140,10 @@ def test_activations_without_a_kernel_are_left(activation: nn.Module):
     model = nn.Sequential(nn.Linear(4, 8), activation, nn.ReLU())
     with pytest.warns(UserWarning, match="nothing was fused"):
         report = fuse(model)
-    assert detail(report, "0") == f"no activation follows ({type(activation).__name__} does)"
+    assert detail(report, "0") == f"no activation of fused_linear's follows ({type(activation).__name__} does)"
 
 
-@pytest.mark.parametrize("cls", [SharedActivation, BranchElsewhere], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("cls", [SharedActivation, StrayActivation, BranchElsewhere, Loop], ids=lambda c: c.__name__)
 def test_fused(cls: type[Mlp]):
     model = cls(act=nn.GELU())
     reference = copy.deepcopy(model)
@@ -157,19 +155,16 @@ def test_children_of_a_module_list_belong_to_the_module_that_calls_them():
     model = InAList()
     reference = copy.deepcopy(model)
     assert set(status(fuse(model)).values()) == {"fused"}
-    assert [layer.activation for layer in model.layers] == ["relu", "silu", "tanh"]
     assert_same(model, reference, x4())
 
 
 @pytest.mark.parametrize(
     ("cls", "reason"),
     [
-        (StrayActivation, "its activation act is also applied to something else"),
-        (TwoUsers, "its output has 2 users"),
-        (OnlyInTraining, "no activation follows (Linear does)"),
-        (OnlyForHalf, "no activation follows (Linear does)"),
-        (OnlyWithMask, "no activation follows (mul does)"),
-        (Loop, "Loop.forward is no fixed graph: "),
+        (TwoUsers, "its output, hidden, is used in more than one place, or a branch lies between"),
+        (OnlyWithMask, "its output, hidden, is used in more than one place, or a branch lies between"),
+        (OnlyInTraining, "its output, hidden, is used in more than one place, or a branch lies between"),
+        (OnlyForHalf, "its output, hidden, is used in more than one place, or a branch lies between"),
     ],
     ids=lambda c: getattr(c, "__name__", ""),
 )
@@ -181,11 +176,6 @@ def test_refused(cls: type[Mlp], reason: str):
     assert report.fused == []
     assert detail(report, "fc1").startswith(reason)
     assert_same(model, reference, x4())
-    fuse(model)  # a whole MLP may still be one, in the calls that were traced
-    assert_same(model, reference, x4())
-    if cls is OnlyWithMask:
-        mask = torch.rand(3, 8)
-        torch.testing.assert_close(model.train()(x4(), mask), reference.train()(x4(), mask))
 
 
 def test_activation_held_as_an_attribute():
@@ -196,20 +186,18 @@ def test_activation_held_as_an_attribute():
     for function, name in ((F.relu, "relu"), (F.gelu, "gelu"), (torch.tanh, "tanh"), (F.silu, "silu")):
         model = HeldMlp(function)
         reference = copy.deepcopy(model)
-        fuse(model)
-        assert model.fc1.activation == name
+        assert detail(fuse(model), "fc1") == f"with {name} (activate)"
+        assert model.activate is function
         assert_same(model, reference, x4())
         unfuse(model)
-        assert model.activate is function
+        assert type(model) is HeldMlp
 
 
-def test_module_shared_by_two_parents_is_left():
+def test_a_module_shared_by_two_parents_keeps_both():
     shared = nn.Linear(4, 4)
     model = nn.Sequential(nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.Identity()))
     reference = copy.deepcopy(model)
-    with pytest.warns(UserWarning, match="nothing was fused"):
-        report = fuse(model)
-    assert "is shared by 0 and 1" in report.table(every=True)
+    assert status(fuse(model)) == {"0.0": "fused"}
     assert_same(model, reference, x4())
 
 
@@ -238,7 +226,8 @@ def test_parametrisations_are_left():
     nn.utils.parametrize.register_parametrization(model[2], "weight", nn.Softplus())
     with pytest.warns(UserWarning, match="nothing was fused"):
         report = fuse(model)
-    assert detail(report, "0") == detail(report, "2") == "has a parametrisation"
+    assert detail(report, "0") == "weight is no parameter but computed (parametrisation, weight or spectral norm)"
+    assert detail(report, "2") == "has a parametrisation: remove it (parametrize.remove_parametrizations) and call fuse again"
 
 
 def test_old_style_norms_are_left():
@@ -247,19 +236,22 @@ def test_old_style_norms_are_left():
         assert "pre-hook" in detail(fuse(model), "0")
 
 
-def test_subclasses_are_left():
-    class MyLinear(nn.Linear):
-        def forward(self, x):
-            return super().forward(x) * 2
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
 
-    class MyNorm(nn.LayerNorm):
-        pass
 
-    model = nn.Sequential(MyLinear(4, 4), nn.ReLU(), MyNorm(4))
-    with pytest.warns(UserWarning, match="nothing was fused"):
-        report = fuse(model)
-    assert detail(report, "0").endswith("MyLinear is a subclass of Linear that fuse does not know")
-    assert detail(report, "2").endswith("MyNorm is a subclass of LayerNorm that fuse does not know")
+class OwnName(nn.Linear):
+    pass
+
+
+def test_a_linear_with_a_forward_of_its_own_is_left():
+    model = nn.Sequential(Doubled(4, 4), nn.ReLU(), OwnName(4, 4), nn.ReLU())
+    reference = copy.deepcopy(model)
+    report = fuse(model)
+    assert status(report) == {"0": "not fused", "2": "fused"}
+    assert detail(report, "0").endswith("Doubled is a subclass of Linear with a forward of its own, which fuse does not know")
+    assert_same(model, reference, x4())
 
 
 def test_quantised_weights_are_left():
@@ -286,7 +278,7 @@ def test_replaced_forward_is_left():
     real = model.fc1.forward
     model.fc1.forward = lambda x: real(x) + 1
     reference = copy.deepcopy(model)
-    assert detail(fuse(model), "fc1") == "its forward was replaced on the instance"
+    assert detail(fuse(model), "fc1").startswith("its forward was replaced on the instance")
     assert status(fuse(model))["norm"] == "already fused"
     assert reference is not model
 
@@ -296,7 +288,7 @@ def test_tied_weights_stay_tied():
     model[2].weight = model[0].weight
     reference = copy.deepcopy(model)
     fuse(model)
-    assert type(model[0]) is type(model[2]) is FusedLinear
+    assert fused_calls(model, x4()) == ["linear_fwd"] * 2
     assert model[0].weight is model[2].weight
     assert len(list(model.parameters())) == 3
     assert_same(model, reference, x4())
@@ -304,12 +296,17 @@ def test_tied_weights_stay_tied():
 
 def test_rms_norm_without_an_op_is_said():
     class LlamaRMSNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
         def forward(self, x):
-            return x
+            y = x.float()
+            return self.weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
     with pytest.warns(UserWarning, match="nothing was fused"):
         report = fuse(nn.Sequential(LlamaRMSNorm()))
-    assert detail(report, "0") == "fused_ops has no op for LlamaRMSNorm"
+    assert "rounds before the weight" in detail(report, "0")
     with pytest.raises(ValueError, match="ops: got 'group_norm', allowed: 'layer_norm', 'rms_norm', 'softmax'"):
         fuse(nn.Sequential(LlamaRMSNorm()), ops=["group_norm"])
 
@@ -324,9 +321,10 @@ def test_tracing_leaves_no_trace():
     model = Counting(act=nn.ReLU())
     before = set(model.__dict__)
     assert status(fuse(model))["fc1"] == "fused"
-    assert set(model.__dict__) == before
+    assert set(model.__dict__) - before == {"_fuse_undo"}
     assert model.training
-    assert torch.finfo(torch.float16).max == 65504
+    assert unfuse(model) == 1
+    assert set(model.__dict__) == before
 
 
 class Lora(nn.Module):
@@ -350,7 +348,7 @@ def test_peft_wrappers_are_left():
     model.fc1 = Lora(model.fc1)
     reference = copy.deepcopy(model)
     report = fuse(model)
-    assert detail(report, "fc1.base_layer") == "is wrapped by PEFT's Lora"
+    assert detail(report, "fc1.base_layer").startswith("is wrapped by PEFT's Lora")
     assert status(report)["norm"] == "fused"
     assert_same(model, reference, torch.randn(4, 6))
 
@@ -363,7 +361,7 @@ class HeldBlock(Mlp):
 
 
 @pytest.mark.parametrize("model", [Mlp(act=nn.ReLU()), HeldBlock(F.relu)], ids=lambda m: type(m).__name__)
-def test_a_linear_wrapped_after_fuse_is_an_error_and_not_a_wrong_result(model: Mlp):
+def test_a_linear_wrapped_after_fuse_is_called_as_it_is(model: Mlp):
     if type(model) is Mlp:
         model = nn.Sequential(model.fc1, model.act)
     x, name = x4(), "0" if isinstance(model, nn.Sequential) else "fc1"
@@ -371,7 +369,6 @@ def test_a_linear_wrapped_after_fuse_is_an_error_and_not_a_wrong_result(model: M
     for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         copied(x)
         setattr(copied, name, Lora(copied.get_submodule(name)))
-        with pytest.raises(RuntimeError, match=rf"the Linear '{name}'.* was replaced after fuse by Lora: call unfuse"):
-            copied(x)
+        wrapped = copied(x)
         unfuse(copied)
-        copied(x)
+        torch.testing.assert_close(wrapped, copied(x))

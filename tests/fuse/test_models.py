@@ -17,16 +17,27 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 # What must be fused in each, no more and no less: {op: (fused, candidates)}. L layers each.
 L = 2
 EXPECTED = {
-    "bert": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L + 1, 6 * L + 1)},  # and the pooler's tanh
-    "distilbert": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 6 * L), "mlp": (L, L)},
-    "gpt2": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 4 * L + 1), "mlp": (L, L)},
-    "vit": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L + 1, 6 * L + 1), "mlp": (L, L)},
-    "llama": {"rms_norm": (0, 2 * L + 1), "linear": (2 * L, 7 * L), "gated_linear": (L, L)},
-    "t5": {"rms_norm": (0, 5 * L + 2), "linear": (2 * L, 16 * L)},
-    "t5_gated": {"rms_norm": (0, 5 * L + 2), "linear": (2 * L, 18 * L), "gated_linear": (0, 2 * L)},
-    "clip_text": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 6 * L), "mlp": (L, L)},
-    "clip_vision": {"layer_norm": (2 * L + 2, 2 * L + 2), "linear": (L, 6 * L), "mlp": (L, L)},
-    "whisper_encoder": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 6 * L)},
+    "bert": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L + 1, 6 * L + 1), "softmax": (L, L)},  # and a pooler
+    "distilbert": {
+        "layer_norm": (2 * L + 1, 2 * L + 1),
+        "linear": (L, 6 * L),
+        "mlp": (L, L),
+        "softmax": (L, L),
+        "softmax": (L, L),
+    },
+    "gpt2": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 4 * L + 1), "mlp": (L, L), "softmax": (2 * L, 2 * L)},
+    "vit": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L + 1, 6 * L + 1), "mlp": (L, L), "softmax": (L, L)},
+    "llama": {"rms_norm": (0, 2 * L + 1), "linear": (2 * L, 7 * L), "gated_linear": (L, L), "softmax": (L, L)},
+    "t5": {"rms_norm": (0, 5 * L + 2), "linear": (2 * L, 16 * L), "softmax": (3 * L, 3 * L)},
+    "t5_gated": {
+        "rms_norm": (0, 5 * L + 2),
+        "linear": (4 * L, 18 * L),
+        "gated_linear": (2 * L, 2 * L),
+        "softmax": (3 * L, 3 * L),
+    },
+    "clip_text": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 6 * L), "mlp": (L, L), "softmax": (L, L)},
+    "clip_vision": {"layer_norm": (2 * L + 2, 2 * L + 2), "linear": (L, 6 * L), "mlp": (L, L), "softmax": (L, L)},
+    "whisper_encoder": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 6 * L), "softmax": (L, L)},
     "torch_encoder": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 3 * L)},
     "timm_vit": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 4 * L), "softmax": (L, L)},
 }

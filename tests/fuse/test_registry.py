@@ -42,12 +42,13 @@ def test_the_fused_class_takes_the_place_of_torchs(op: Op) -> None:
     unfused = copy.deepcopy(model)
     report = fuse(model)
     assert [(c.op, c.status) for c in report] == [(op.name, "fused")]
-    fused: Any = type(model[0])
     assert op.module is not None
-    assert issubclass(fused, op.module)
-    assert fused.__name__ == f"Fused{op.module.__name__}"
-    assert getattr(fused_ops.nn, fused.__name__) is fused
-    assert fused.__name__ in fused_ops.nn.__all__
+    name = f"Fused{op.module.__name__}"
+    assert name in fused_ops.nn.__all__
+    assert isinstance(model[0], getattr(fused_ops.nn, name))
+    assert isinstance(model[0], op.module)
+    assert type(model[0]).__name__ == op.module.__name__
+    assert repr(model[0]).startswith(f"{name}(")
     for name, value in unfused.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
     assert list(model.state_dict()) == list(unfused.state_dict())

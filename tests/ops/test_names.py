@@ -11,7 +11,7 @@ import torch
 from bench import goals
 from bench.providers import peers
 from fused_ops import REGISTRY
-from fused_ops._fuse import engine, patterns
+from fused_ops._fuse import engine, sites
 from fused_ops.testing import KERNELS, Op
 
 OPERATORS = {raw.name for op in REGISTRY.values() for raw in op.raw}
@@ -52,7 +52,7 @@ def test_no_list_names_an_op_that_does_not_exist(monkeypatch: pytest.MonkeyPatch
     lists = {
         "bench.goals": {op for goal in goals.GOALS for op in goal.ops},
         "fuse(ops=)": {*engine.OPS, *(op.removeprefix("bare_") for op in engine.OPTIONAL_OPS)},
-        "fuse, patterns": set(patterns.PATTERNS),
+        "fuse, forms": set(sites.FORMS),
     } | {provider.__name__: _table(provider, monkeypatch) for provider in (peers.Liger, peers.Quack, peers.FlagGems)}
     assert all(lists.values())
     assert not {where: names - REGISTRY.keys() for where, names in lists.items() if names - REGISTRY.keys()}

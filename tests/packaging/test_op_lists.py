@@ -14,7 +14,7 @@ from tests.packaging.sources import files
 NAMES = frozenset(REGISTRY) | {raw.name for op in REGISTRY.values() for raw in op.raw}
 # file -> why it may name ops side by side
 ALLOWED = {
-    "fused_ops/_fuse/patterns.py": "each pattern is written for the op that it becomes",
+    "fused_ops/_fuse/sites.py": "each form is written for the op that it becomes",
     "fused_ops/_tools/forecast/counts.py": "what was counted in each kernel's SASS",
     "fused_ops/_tools/forecast/model.py": "a model of each op, reckoned by hand",
     "bench/providers/peers.py": "a library's own entry points",

@@ -1,0 +1,189 @@
+"""What the calls of a fused forward are: each decides anew whether the fused function stands for the modules it was given.
+
+`linear_act(self.act, self.fc1, x)` stands where `self.act(self.fc1(x))` stood. It is given what that expression read, in the
+same order, and computes that expression as written whenever the modules are not what a fused function replaces: replaced,
+hooked, quantised, wrapped, or of another class. So a module that is called by anyone else stays what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._torch.arguments import FLOATS, ordinary
+from .._torch.spec import REGISTRY
+from ..nn import FusedLinear
+from ..ops.linear.gated_linear import fused_gated_linear
+from ..ops.linear.linear import fused_linear
+from ..ops.linear.mlp import fused_mlp
+from . import hf
+from .activations import activation_of
+from .conditions import as_its_class_says, no_global_hooks, takes
+
+Step = tuple[Any, tuple[Any, ...], dict[str, Any]]  # (a function, a module or a method's name, further arguments, options)
+
+_CALL = nn.Module.__call__
+_LINEAR_FORWARD = nn.Linear.forward  # as torch has it: a library may replace it later
+
+
+def apply(step: Step, x: Any) -> Any:
+    """What the step makes of x, as written in the source: a call, or a method of x."""
+    called, args, options = step
+    return getattr(x, called)(*args, **options) if isinstance(called, str) else called(x, *args, **options)
+
+
+def is_linear(linear: Any) -> bool:
+    """Whether linear is nothing but x @ weight^T + bias, in the forward of its class. Its weight may be of any kind."""
+    cls = type(linear)
+    if cls is FusedLinear:
+        return linear.activation is None
+    if cls is not nn.Linear and cls is not hf.conv1d():
+        return isinstance(linear, nn.Linear) and cls.forward is _LINEAR_FORWARD and cls.__call__ is _CALL
+    return cls is not nn.Linear or cls.forward is _LINEAR_FORWARD
+
+
+def weight_of(linear: Any, x: Any) -> Tensor | None:
+    """The weight, (out, in), if a fused function may take x and the parameters in the place of linear(x); else None."""
+    if not (takes(x) and is_linear(linear) and as_its_class_says(linear) and no_global_hooks()):
+        return None
+    weight, bias = linear.weight, linear.bias
+    if not isinstance(weight, Tensor) or weight.dtype not in FLOATS or not ordinary(weight):
+        return None
+    if bias is not None and not (isinstance(bias, Tensor) and ordinary(bias)):
+        return None
+    return weight if isinstance(linear, nn.Linear) else weight.t()
+
+
+def linear_act(activation: Any, linear: Any, x: Any, args: tuple[Any, ...] = (), options: dict[str, Any] = {}) -> Any:  # noqa: B006
+    """activation(linear(x), *args, **options)."""
+    name = activation_of(activation, args, options)
+    weight = None if name is None else weight_of(linear, x)
+    if weight is None:
+        return apply((activation, args, options), linear(x))
+    return fused_linear(x, weight, linear.bias, name)
+
+
+def gated(
+    activation: Any, gate: Any, x: Any, up: Any, other: Any, args: tuple[Any, ...], options: dict[str, Any], up_first: bool
+) -> Any:
+    """activation(gate(x), *args, **options) * up(other), which is gated if other is x. up_first: the factors' order."""
+    name = activation_of(activation, args, options) if other is x else None
+    if name is not None:
+        gate_weight, up_weight = weight_of(gate, x), weight_of(up, x)
+        if gate_weight is not None and up_weight is not None and gate_weight.shape == up_weight.shape:
+            return fused_gated_linear(x, gate_weight, up_weight, name, gate.bias, up.bias)
+    if up_first:
+        right = up(other)
+        return right * apply((activation, args, options), gate(x))
+    left = apply((activation, args, options), gate(x))
+    return left * up(other)
+
+
+def mlp(second: Any, between: tuple[Step, ...], activation: Step, first: Any, x: Any, fused_first: bool) -> Any:
+    """second(...between(activation(first(x)))).
+
+    One op in training where nothing happens between. In evaluation a fused MLP has nothing to save over its first half, and
+    cuBLAS does the second: fused_first says whether that half is fused by itself.
+    """
+    if torch.is_grad_enabled() and getattr(second, "training", False) and all(map(is_idle, between)):
+        name = activation_of(*activation)
+        first_weight = None if name is None else weight_of(first, x)
+        second_weight = None if first_weight is None else weight_of(second, x)
+        if first_weight is not None and second_weight is not None:
+            return fused_mlp(x, first_weight, first.bias, second_weight, second.bias, name)
+    if fused_first:
+        hidden = linear_act(activation[0], first, x, activation[1], activation[2])
+    else:
+        hidden = apply(activation, first(x))
+    for step in between:
+        hidden = apply(step, hidden)
+    return second(hidden)
+
+
+def is_idle(step: Step) -> bool:
+    """Whether a step returns its input now: an Identity, or a dropout in evaluation or of probability 0."""
+    called, args, options = step
+    if isinstance(called, nn.Module):
+        if args or options or not as_its_class_says(called):
+            return False
+        return type(called) is nn.Identity or (type(called) is nn.Dropout and (not called.training or called.p == 0))
+    if called is not F.dropout or len(args) > 2:
+        return False
+    p = args[0] if args else options.get("p", 0.5)
+    training = args[1] if len(args) > 1 else options.get("training", True)
+    return training is False or (isinstance(p, (int, float)) and p == 0)
+
+
+def function(called: Any, *args: Any, **options: Any) -> Any:
+    """called(*args, **options), by the fused function where called is one that fused_ops has an op for."""
+    fused = fused_function(called)
+    if fused is None or not args or not takes(args[0]):
+        return called(*args, **options)
+    return fused(called, *args, **options)
+
+
+def softmax_method(x: Any, *args: Any, **options: Any) -> Any:
+    """x.softmax(*args, **options)."""
+    return _softmax(_softmax_of, x, *args, **options) if takes(x) else x.softmax(*args, **options)
+
+
+def _softmax_of(x: Tensor, *args: Any, **options: Any) -> Any:
+    return x.softmax(*args, **options)
+
+
+def _softmax(called: Any, x: Tensor, dim: Any = None, *args: Any, **options: Any) -> Any:
+    dtype = options.get("dtype", args[0] if args and called is not F.softmax else None)
+    known = len(args) <= (called is not F.softmax) and set(options) <= {"dtype"} and not (args and options)
+    if not known or type(dim) is not int or not (dtype is None or dtype in FLOATS):
+        return called(x, dim, *args, **options)
+    return REGISTRY["softmax"].public(x, dim, dtype=dtype)
+
+
+def _as_given(public: Callable[..., Any], most: int) -> Callable[..., Any]:
+    """The fused function under torch's arguments: positional ones beyond `most` and unknown options are torch's own affair."""
+
+    def call(called: Any, *args: Any, **options: Any) -> Any:
+        if len(args) > most or not set(options) <= {"weight", "bias", "eps", "normalized_shape"}:
+            return called(*args, **options)
+        return public(*args, **options)
+
+    return call
+
+
+def fused_function(called: Any) -> Callable[..., Any] | None:
+    """What stands for a function of torch or torch.nn.functional, called as (that function, *args), or None."""
+    try:
+        return _FUNCTIONS.get(called)
+    except TypeError:  # not hashable
+        return None
+
+
+def op_of_function(called: Any) -> str | None:
+    """The name of the op that stands for a function of torch or torch.nn.functional."""
+    names = [op.name for op in REGISTRY.values() if called is not None and called in _spellings(op.torch_fn)]
+    return names[0] if names else None
+
+
+def _spellings(function: Any) -> tuple[Any, ...]:
+    """The same function in torch.nn.functional and in torch."""
+    name = getattr(function, "__name__", "")
+    if getattr(F, name, None) is not function:
+        return ()
+    return tuple(dict.fromkeys(f for f in (function, getattr(torch, name, None)) if f is not None))
+
+
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    spelling: _softmax if op.name == "softmax" else _as_given(op.public, 5)
+    for op in REGISTRY.values()
+    for spelling in _spellings(op.torch_fn)
+}
+"""{torch's function: the fused one}, of the ops that replace a function of torch.nn.functional."""
+
+
+def instead(value: Any, original: Any, fused: Any) -> Any:
+    """fused, the rewritten form of original, where the name read in a forward still means original."""
+    return fused if value is original else value
