@@ -34,7 +34,9 @@ def overridden(spec: Op, tensors: tuple[Tensor | None, ...], *args: Any, **kwarg
         RuntimeError: torch's functions refuse the tensors; a tensor requires a gradient of an op that has none.
         NotImplementedError (a RuntimeError): torch's functions are not implemented for the tensors.
     """
-    if not any(_foreign(tensor) for tensor in tensors):
+    with torch._C.DisableTorchFunction():  # a mode sees the public function, not what is read of its tensors
+        foreign = any(_foreign(tensor) for tensor in tensors)
+    if not foreign:
         return handle_torch_function(spec.public, tuple(t for t in tensors if t is not None), *args, **kwargs)
     if not spec.trains and torch.is_grad_enabled():
         refuse_gradients(spec.public.__name__, _named(spec, args, kwargs))
