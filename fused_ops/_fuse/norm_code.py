@@ -98,6 +98,8 @@ def check_code(module: nn.Module, functions: list[FunctionType]) -> None:
         code = function.__code__
         if hasattr(function, "__wrapped__"):
             raise RefusedError(f"{code.co_name} is decorated")
+        if not all(is_constant(v) for v in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())):
+            raise RefusedError(f"{code.co_name} has an object for a default")
         if code.co_freevars or any(isinstance(const, CodeType) for const in code.co_consts):
             raise RefusedError(f"{code.co_name} has a nested function or a closure (super() is one)")
         previous = ""

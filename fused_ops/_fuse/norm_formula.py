@@ -152,16 +152,23 @@ def _run(module: nn.Module, functions: list[FunctionType], x: torch.dtype, weigh
 
 def _formula(module: nn.Module, forward: FunctionType, runs: dict[Any, Run], forms: dict[Any, Rms]) -> NormFormula | str:
     form = forms[_F32, _F32]
+    eps = _named(form)
+    if any((other.weight, _named(other)) != (form.weight, eps) for other in forms.values()):
+        raise RefusedError("it takes another weight or eps for another dtype")
     weight = None if form.weight is None else module._parameters[form.weight]
     if weight is not None and weight.dim() != 1:
         return f"its weight has {weight.dim()} dimensions, its mean goes over one: fused_rmsnorm has both over the same"
-    for (x, w), form in forms.items():
-        if not _equals(module, form, x, w):
+    for (x, w), tried in forms.items():
+        if not _equals(module, tried, x, w):
             raise RefusedError(f"it is not its formula when tried with {x} input and {w} weight")
-    eps = form.eps.name if isinstance(form.eps, Number) else float(form.eps)
     pairs = frozenset((x, w if form.weight else None) for x, w in forms)
     constants = {name: value for run in runs.values() for name, value in run.fixed.items()}
     return NormFormula("rms_norm", form.weight, eps, pairs, forward.__code__.co_varnames[1], tuple(sorted(constants.items())))
+
+
+def _named(form: Rms) -> str | float:
+    """form's eps: the attribute that holds it, or its value."""
+    return form.eps.name if isinstance(form.eps, Number) else float(form.eps)
 
 
 def _equals(module: nn.Module, form: Rms, x_dtype: torch.dtype, weight_dtype: torch.dtype) -> bool:

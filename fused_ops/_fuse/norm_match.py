@@ -48,12 +48,12 @@ def _weighted(y: Node) -> Rms | None:
     return found
 
 
-def _normalised(y: Node) -> Rms | None:
+def _normalised(y: Any) -> Rms | None:
     for x, factor in _factors(y):
         root, inner = _reciprocal_root(factor)
         if inner is not None and (eps := _eps(inner, x)) is not None:
             return Rms(x, eps, root)
-    if y.op == "div":
+    if isinstance(y, Node) and y.op == "div":
         root, inner = _root(y.args[1])
         if inner is not None and (eps := _eps(inner, y.args[0])) is not None:
             return Rms(y.args[0], eps, f"x/{root}")

@@ -50,6 +50,8 @@ class Run:
 
     def attribute(self, name: str, stand_in: StandIn) -> Any:
         value = find(self.module, name)
+        if name == "training":
+            raise RefusedError("it differs between training and evaluation")
         for kind in ("parameter", "buffer"):
             if value is not None and name in getattr(self.module, f"_{kind}s"):
                 return Symbol(self, self.node(kind, (name,), self.weight))

@@ -34,12 +34,12 @@ class AnyConfig:
         return 1e-6 if "eps" in name else "silu" if "act" in name else N
 
 
-def classes(words: list[str]) -> Iterator[type[nn.Module]]:
+def classes(words: list[str], exact: bool = False) -> Iterator[type[nn.Module]]:
     """The modules that transformers' modeling files define themselves, by folder."""
     import transformers.models
 
     for folder in sorted(p.name for p in pkgutil.iter_modules(transformers.models.__path__) if p.ispkg):
-        if words and not any(word in folder for word in words):
+        if words and not (folder in words if exact else any(word in folder for word in words)):
             continue
         package = Path(transformers.models.__path__[0]) / folder
         for file in sorted(package.glob("modeling_*.py")):
@@ -68,10 +68,10 @@ def make(cls: type[nn.Module], **given: Any) -> nn.Module | None:
         return None
 
 
-def verdicts(words: list[str]) -> dict[str, list[str]]:
+def verdicts(words: list[str], exact: bool = False) -> dict[str, list[str]]:
     """verdict -> the classes that have it; where a class has with_scale or group_size, once with each."""
     table: dict[str, list[str]] = defaultdict(list)
-    for cls in classes(words):
+    for cls in classes(words, exact):
         flags = inspect.signature(cls.__init__).parameters
         variants: list[dict[str, Any]] = [{}]
         variants += [{"with_scale": False}] if "with_scale" in flags else []
