@@ -106,7 +106,7 @@ def check_code(module: nn.Module, functions: list[FunctionType]) -> None:
         for instruction in dis.get_instructions(function):
             name = instruction.argval
             if instruction.opname.startswith(_WRITES):
-                raise RefusedError(f"it writes or imports {name}")
+                raise RefusedError(f"it writes or imports {name or 'an item'}")
             backwards = instruction.opcode in (*dis.hasjrel, *dis.hasjabs) and name < instruction.offset
             if backwards or instruction.opname.startswith(_BLOCKS):
                 raise RefusedError("it loops, catches exceptions or enters a context")
