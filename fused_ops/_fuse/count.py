@@ -177,9 +177,12 @@ class _Counting(TorchDispatchMode):
         if not op.roles.multiplies:
             if op.name.startswith("add_"):
                 self.count(ADD_NORM, fused=True)
-            for kind in (LAYER_NORM, RMS_NORM, SOFTMAX):
-                if kind in op.name and not op.name.startswith("log_"):
+                input = _new()
+            for kind in (LAYER_NORM, RMS_NORM):
+                if kind in op.name:
                     self.norm(kind, input, fused=True)
+            if SOFTMAX in op.name and not op.name.startswith("log_"):
+                self.count(SOFTMAX, fused=True)
             return iter(())
         product: Source = (_Product(input.source), ())
         names = [argument.name for argument in raw.overload._schema.arguments]

@@ -215,6 +215,7 @@ def test_softmax_is_counted_as_a_function_a_method_and_a_module() -> None:
         return nn.Softmax(dim=1)(weights @ x)
 
     assert counted(attention) == {"softmax": (0, 3)}
+    assert counted(lambda m, x: fused_softmax(x + m.fc1(x)) + F.softmax(x + m.fc1(x), -1)) == {"softmax": (1, 2)}
 
 
 def fused_forms(m: Written, x: Tensor) -> Tensor:
