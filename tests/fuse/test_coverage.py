@@ -74,7 +74,7 @@ def test_what_goes_wrong_with_a_model_is_in_its_row(
     row = measured("any", None)
     assert [note.split(":")[0] if "EQUAL" in note else note for note in row.notes] == notes
     assert row.equal == ("NOT EQUAL" not in notes)
-    written = markdown([row], {"torch": "1"}, None, 1.0)
+    written = markdown([row], {"torch": "1"}, None)
     assert all(note in written for note in notes)
 
 
@@ -108,7 +108,7 @@ def test_the_table_has_sums_and_says_whether_the_report_agrees() -> None:
         Row("LlamaModel", _none(linear=(0, 2)), _none(linear=(2, 2), rms_norm=(0, 1)), 1e-9, agrees=False),
         Row("T5Model", failure="could not be fused: ValueError"),
     ]
-    lines = markdown(rows, {"torch": "1.2"}, "eager", 3.0).splitlines()
+    lines = markdown(rows, {"torch": "1.2"}, "eager").splitlines()
     cells = {line.split(" | ")[0]: [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:2] == "| "}
     assert "--attention eager" in lines[2]
     assert "torch 1.2" in lines[2]
