@@ -38,7 +38,10 @@ _ACTIVATIONS = frozenset((
     "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "erf", "elu", "celu", "leaky_relu", "_prelu_kernel", "mish", "softplus",
     "hardswish", "hardsigmoid", "hardtanh", "log_sigmoid_forward", "threshold", "glu", "rrelu_with_noise",
 ))  # fmt: skip
-_SAME = frozenset(("clone", "_to_copy", "_unsafe_view", "alias", "detach", "lift_fresh", "native_dropout", "view_copy"))
+_SAME = frozenset((
+    "clone", "_to_copy", "_unsafe_view", "alias", "detach", "lift_fresh", "native_dropout", "view_copy",
+    "squeeze", "unsqueeze", "transpose", "t",  # in place, they are no views
+))  # fmt: skip
 _PARTS = frozenset(("unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"))  # besides the views
 _GATHERS = frozenset(("index", "index_select", "gather"))
 _SHAPED_LIKE = ("_like", "new_")  # operators that read a tensor's shape, not its values
@@ -132,6 +135,9 @@ class _Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func not in self.fused and func._can_decompose():  # in inference mode, where nothing has decomposed it
+            with self:
+                return func.decompose(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         values = [self.value(tensor) for tensor in tensors]  # before an operator in place changes what they are
         out = func(*args, **kwargs)
@@ -332,7 +338,7 @@ def _statistic(call: _Call) -> Iterator[_Value]:
 @contextlib.contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
     """Give the random generators and the model's buffers back what they had."""
-    held = [(module, dict(module._buffers)) for module in model.modules()]
+    held = [(module, dict(module._buffers.items())) for module in model.modules()]
     buffers = {id(b): b for _, found in held for b in found.values() if b is not None and not nn.parameter.is_lazy(b)}
     saved = [(b, b.detach().clone()) for b in buffers.values() if not b.is_inference() and not b.is_meta]
     cuda = {t.get_device() for t in (*model.parameters(), *buffers.values()) if t.is_cuda}
@@ -346,7 +352,9 @@ def _restored(model: nn.Module) -> Iterator[None]:
         if numpy is not None:
             numpy.random.set_state(numpy_state)
         for module, found in held:
-            module._buffers.update(found)
+            for name, buffer in found.items():
+                if module._buffers[name] is not buffer and not isinstance(module, torch.jit.ScriptModule):
+                    module._buffers[name] = buffer
         for buffer, before in saved:
             if not torch.equal(buffer, before):  # versions do not tell: batch norm raises none
                 buffer.copy_(before)

@@ -94,6 +94,7 @@ PRODUCTS: dict[str, Callable[[Written, Tensor], Tensor]] = {
     "prelu": lambda m, x: F.prelu(m.fc1(x), m.slope),
     "a module in place": lambda m, x: m.relu_(m.fc1(x)),
     "a constant input": lambda m, x: x + F.relu(m.fc1(m.weight)),
+    "under vmap": lambda m, x: torch.vmap(lambda row: F.relu(m.fc1(row)))(x[0]),
     "two calls of one Linear": lambda m, x: m.fc2(m.fc1(x).relu()),
 }
 
@@ -256,6 +257,35 @@ class Called(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["inference", "autocast"]
+)
+def test_a_count_in_another_mode_is_the_same(mode: Callable[[], Any]) -> None:
+    def every_kind(m: Written, x: Tensor) -> Tensor:
+        y = _halves(m, F.layer_norm(x + m.bias, (N,)))
+        y = F.scaled_dot_product_attention(y, y, y)
+        return F.softmax(F.rms_norm(y + x, (N,)), -1) + fused_linear(x, m.fc1.weight, activation="relu")
+
+    expected = counted(every_kind)
+    assert expected == {
+        "layer_norm": (0, 1),
+        "rms_norm": (0, 1),
+        "softmax": (0, 1),
+        "linear": (1, 2),
+        "gated_linear": (0, 1),
+        "add_norm": (0, 1),
+    }
+    with mode():
+        assert counted(every_kind) == expected
+
+
+def test_a_scripted_module_is_counted() -> None:
+    model = torch.jit.script(nn.Sequential(nn.Linear(N, N), nn.ReLU(), nn.BatchNorm1d(N)))
+    before = [b.clone() for b in model.buffers()]
+    assert count(model, (torch.randn(2, N),), {})["linear"] == (0, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
 
 
 def test_a_fused_product_without_an_activation_is_a_product() -> None:
