@@ -84,6 +84,31 @@ def x4(*shape: int) -> torch.Tensor:
     return torch.linspace(-2, 2, count, dtype=torch.float64).sin().mul(2).reshape(*shape, 4)
 
 
+class Everything(nn.Module):
+    """Something of every kind that fuse knows, and a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Mlp()
+        self.function = FunctionMlp()
+        self.gated = GatedMlp()
+        self.seq = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4), nn.Softmax(dim=-1))
+        self.head = nn.Linear(4, 4)
+        self.gain = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gain * F.silu(self.head(self.seq(self.gated(self.function(self.mlp(x))))))
+
+
+def everything() -> Everything:
+    torch.manual_seed(1)
+    return Everything().double()
+
+
+def call(m: nn.Module) -> torch.Tensor:
+    return m(x4())
+
+
 def mlp(_: int) -> Made:
     return Mlp(), {"x": x4()}
 
