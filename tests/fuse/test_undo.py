@@ -70,7 +70,7 @@ def test_copies_are_undone_alone():
     assert state(fused) == original
 
 
-OPS = [["layer_norm", "gated_linear"], ["linear"], ["mlp", "bare_linear"], None]
+OPS = [["layer_norm", "gated_linear"], ["linear"], ["mlp"], None]
 
 
 @pytest.mark.parametrize("first", OPS, ids=str)
