@@ -23,7 +23,6 @@ EXPECTED = {
         "linear": (L, 6 * L),
         "mlp": (L, L),
         "softmax": (L, L),
-        "softmax": (L, L),
     },
     "gpt2": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 4 * L + 1), "mlp": (L, L), "softmax": (2 * L, 2 * L)},
     "vit": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L + 1, 6 * L + 1), "mlp": (L, L), "softmax": (L, L)},
