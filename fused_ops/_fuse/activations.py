@@ -79,10 +79,10 @@ def looks_like_activation(called: Any) -> bool:
         ))  # fmt: skip
     if isinstance(called, str):
         return called in METHODS
-    return getattr(called, "__name__", "").rstrip("_") in _ACTIVATION_FUNCTIONS
+    return getattr(called, "__name__", "").rstrip("_") in ACTIVATION_FUNCTIONS
 
 
-_ACTIVATION_FUNCTIONS = frozenset(
+ACTIVATION_FUNCTIONS = frozenset(
     ("relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "leaky_relu", "prelu", "rrelu", "glu", "mish",
      "hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign", "logsigmoid", "tanhshrink", "hardshrink", "softshrink")
 )  # fmt: skip

@@ -11,6 +11,8 @@ from torch import nn
 
 from .._torch.spec import REGISTRY
 from . import conditions, hf
+from .activations import ACTIVATION_FUNCTIONS, looks_like_activation
+from .branches import is_taken, named_in_taken_branches
 from .calls import is_linear
 from .edit import REFERENCE, Edit, Rewrite
 from .methods import Parsed, functions_named, names_in, parsed, reached
@@ -45,6 +47,25 @@ class Block:
     methods: list[Method] = field(default_factory=list)
     functions: list[tuple[str, str, Rewrite, list[Verdict]]] = field(default_factory=list)  # (method, name, edits, verdicts)
     reasons: dict[int, str] = field(default_factory=dict)
+    named: dict[str, frozenset[str]] = field(default_factory=dict)  # by each method, in the branches that are taken now
+
+    def counts(self, method: Method, site: ast.AST | None = None) -> int:
+        """1 where a site of a method runs as the module is configured now, else 0."""
+        runs = method.name in self.live() and (site is None or is_taken(method.parsed.flow, method.scope, site))
+        return int(runs)
+
+    def calls(self, method: str, function: str) -> bool:
+        """Whether a method calls a function of its file, as the module is configured now."""
+        return method in self.live() and function in self.named[method] and hf.attention_calls(self.module, function)
+
+    def live(self) -> frozenset[str]:
+        """The methods that forward reaches as the module is configured now."""
+        found, pending = set(), ["forward"]
+        while pending:
+            name = pending.pop()
+            found.add(name)
+            pending += [other for other in self.named.get(name, ()) if other in self.named and other not in found]
+        return frozenset(found)
 
     def rewrites(self, ops: frozenset[str]) -> dict[str, Rewrite]:
         """{method's name: its edits}. ops: what the parts of an MLP or of a loop over modules may become."""
@@ -67,13 +88,14 @@ def block(run: Run, name: str, module: nn.Module, cls: type[nn.Module], earlier:
     if conditions.replaced_forward(module) is not None:
         found.reasons = {id(m): f"{cls.__name__}: {conditions.replaced_forward(module)}" for m in _linears_below(module)}
         return found
-    wanted_names = _FUNCTION_NAMES | _children_of_interest(module)
+    wanted_names = _FUNCTION_NAMES | ACTIVATION_FUNCTIONS | _children_of_interest(module)
     for method, function in reached(cls).items():
         try:
             inner = undecorated(function)
         except SourceError as error:
             _unread(found, cls, method, error)
             continue
+        found.named[method] = names_in(inner.__code__)
         _functions(run, found, method, inner)
         if wanted_names.isdisjoint(names_in(inner.__code__)):
             continue
@@ -82,6 +104,7 @@ def block(run: Run, name: str, module: nn.Module, cls: type[nn.Module], earlier:
             _unread(found, cls, method, read)
             continue
         entry = Method(method, read, Scope(read.source, module))
+        found.named[method] = named_in_taken_branches(read.flow, entry.scope)
         entry.verdicts = [v for site in read.sites if (v := verdict(site, entry.scope, read.flow, run.refuses)) is not None]
         _choose(run, entry, earlier)
         found.reasons.update(_followers(entry))
@@ -105,18 +128,19 @@ def _linears_below(module: nn.Module) -> list[nn.Module]:
 
 
 def _children_of_interest(module: nn.Module) -> frozenset[str]:
-    """The attributes by which the module's code may reach a Linear: a child's, or a grandchild's."""
+    """The attributes by which the module's code may reach a Linear, an activation or a norm: a child's, or a grandchild's."""
     names: set[str] = set()
     for name, child in module._modules.items():
         if child is None:
             continue
-        if is_linear(child) or isinstance(child, nn.Linear):
+        if is_linear(child) or isinstance(child, nn.Linear) or looks_like_activation(child) or "Norm" in type(child).__name__:
             names.add(name)
         elif isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
             if any(is_linear(m) for m in child.modules()):
                 names.add(name)
         else:
             names.update(key for key, m in child._modules.items() if m is not None and is_linear(m))
+    names.update(name for name, value in vars(module).items() if name[0] != "_" and looks_like_activation(value))
     return frozenset(names)
 
 
@@ -179,11 +203,6 @@ def _functions(run: Run, found: Block, method: str, function: Any) -> None:
         wanted = [v for v in verdicts if v.op in run.wanted and run.refuses(found.module) is None]
         if wanted:
             found.functions.append((method, name, tuple((v.site.key, ()) for v in wanted), wanted))
-
-
-def runs(module: nn.Module, function: str) -> bool:
-    """Whether the module's forward calls a function of its file, as it is configured now."""
-    return hf.attention_calls(module, function)
 
 
 def _followers(method: Method) -> dict[int, str]:

@@ -75,6 +75,21 @@ class Flow:
                 between.append(before)
         return None
 
+    def last_value(self, use: ast.expr) -> ast.expr:
+        """use, or the value that the variable it is was given last in its block: for reports, which may err on a branch."""
+        statement: ast.AST = use
+        while not isinstance(statement, ast.stmt):
+            statement = self.parent[id(statement)]
+        while isinstance(use, ast.Name) and statement is not self.tree:
+            block, place = self.block[id(statement)]
+            assigned = [s for s in block[:place] if isinstance(s, ast.Assign) and use.id in stored(s.targets)]
+            if assigned:
+                return assigned[-1].value
+            statement = self.parent[id(statement)]
+            while not isinstance(statement, ast.stmt):
+                statement = self.parent[id(statement)]
+        return use
+
     def statement(self, node: ast.expr) -> ast.stmt | None:
         """The simple statement that evaluates node exactly once whenever it runs, or None."""
         child: ast.AST = node

@@ -9,9 +9,11 @@ from torch import nn
 
 from ..nn import FusedLinear
 from . import conditions
-from .blocks import Block, Method, block, runs
+from .activations import looks_like_activation
+from .blocks import Block, Method, block
 from .calls import is_linear
 from .edit import REFERENCE, Made, Rewrite
+from .left import left
 from .neighbours import is_sequential, neighbours, sequential
 from .report import ALREADY, FUSED, LEFT
 from .run import Run
@@ -52,11 +54,12 @@ def _module(
     methods: dict[str, Rewrite] = {}
     if is_sequential(cls):
         mixin, attributes = sequential(run, name, module, said, used)
-    elif formula is None:
+    elif formula is None and not looks_like_activation(module):
         found = block(run, name, module, cls, keys_of(earlier))
         methods = found.rewrites(frozenset(run.wanted) | parts_of(earlier))
         said.update((k, v) for k, v in found.reasons.items() if k not in said)
         _report(run, found, keys_of(earlier), said, used)
+        left(run, found)
     put = _class(cls, methods, mixin, formula)
     remove = ("forward",) if put is not cls and conditions.repeats_class_forward(module) else ()
     if put is not cls or module.__dict__.get("_fuse_undo"):
@@ -103,15 +106,23 @@ def _report(run: Run, found: Block, earlier: frozenset[str], said: dict[int, str
                 )
             elif not entry.linears:
                 detail = f"{entry.where} in {before}.{method.name}" if status != LEFT else _why(run, found.module, entry)
-                run.record(found.name, before, entry.op, status, detail, 1, f"{method.name} {entry.site.key}")
+                run.record(
+                    found.name,
+                    before,
+                    entry.op,
+                    status,
+                    detail,
+                    found.counts(method, entry.site.root),
+                    f"{method.name} {entry.site.key}",
+                )
             elif entry.op == "linear":
                 _linear_rows(run, found, method, entry, earlier, used)
         _larger(run, found, method, earlier, used, before)
     for method_name, function, _, verdicts in found.functions:
-        here = runs(found.module, function)
+        here = found.calls(method_name, function)
         for entry in verdicts:
             status = ALREADY if REFERENCE + function + entry.site.key in earlier else FUSED
-            note = "" if here else ", which the present attention implementation does not call"
+            note = "" if here else ", which is not called as the model is configured"
             run.record(
                 found.name,
                 before,
@@ -138,19 +149,20 @@ def _linear_rows(run: Run, found: Block, method: Method, entry: Verdict, earlier
     larger = [v for v in method.chosen if v.op != "linear" and entry.site.nodes <= v.site.nodes]
     chosen = entry in method.chosen or (bool(larger) and "linear" in run.wanted) or any(v.op == "gated_linear" for v in larger)
     known = entry.site.key in earlier or any(v.site.key in earlier for v in larger)
+    count = found.counts(method, entry.site.root)
     for (linear,) in entry.linears:
         name = run.names.get(id(linear), "")
         if chosen:
             used.add(id(linear))
             detail = f"with {entry.activation} ({entry.where})" + conditions.torch_fast_path(found.module)
-            run.record(name, type(linear).__name__, "linear", ALREADY if known else FUSED, detail, 1)
+            run.record(name, type(linear).__name__, "linear", ALREADY if known else FUSED, detail, count)
         else:
             reason = (
                 entry.reason
                 or run.refuses(linear)
                 or ('"linear" is not in ops' if "linear" not in run.wanted else "part of something larger")
             )
-            run.record(name, type(linear).__name__, "linear", LEFT, reason, 1)
+            run.record(name, type(linear).__name__, "linear", LEFT, reason, count)
 
 
 def _larger(run: Run, found: Block, method: Method, earlier: frozenset[str], used: set[int], before: str) -> None:
@@ -164,10 +176,18 @@ def _larger(run: Run, found: Block, method: Method, earlier: frozenset[str], use
         key = f"{method.name} {entry.site.key}" if len(found.methods) > 1 or status == LEFT else ""
         if status == LEFT:
             if entry.op == "gated_linear" and not _swallowed(entry, method) and entry.linears:
-                run.record(found.name, before, entry.op, LEFT, entry.reason or _refusal(run, entry), 1)
+                run.record(
+                    found.name,
+                    before,
+                    entry.op,
+                    LEFT,
+                    entry.reason or _refusal(run, entry),
+                    found.counts(method, entry.site.root),
+                )
             continue
         detail = f"{spelled} with {entry.activation}" + (", in training only" if entry.op == "mlp" else "")
-        run.record(found.name, before, entry.op, status, detail, int(entry.op != "mlp"), key)
+        count = int(entry.op != "mlp") * found.counts(method, entry.site.root)
+        run.record(found.name, before, entry.op, status, detail, count, key)
         for row in entry.linears:
             _partners(run, row, entry, status, used)
 

@@ -76,7 +76,8 @@ def _norm(run: Run, name: str, module: nn.Module, cls: type[nn.Module]) -> NormF
     if found is None:
         return None
     if isinstance(found, str):
-        run.record(name, cls.__name__, WHOLE[nn.RMSNorm].op, LEFT, found, 1)
+        base: type[nn.Module] = nn.LayerNorm if "a mean is subtracted" in found else nn.RMSNorm
+        run.record(name, cls.__name__, WHOLE[base].op, LEFT, found, 1)
         return None
     reason = None if before is not None else run.left_out(found.op, module) or conditions.replaced_forward(module)
     if reason is not None:

@@ -56,12 +56,12 @@ def _no(*_: Any) -> Any:
 @pytest.mark.parametrize(
     ("replaced", "notes"),
     [
-        ({"make": _odd}, ["in float32: the model does not run in fp64"]),
+        ({"make": _odd}, ["compared in float32: the model does not run in fp64"]),
         ({"make": _no}, ["could not be made: ValueError: not here"]),
         ({"make": _odd, "fuse": _no}, ["could not be fused: ValueError: not here"]),
         (
             {"make": _odd, "fuse": lambda model: model.fc.bias.data.add_(1)},
-            ["in float32: the model does not run in fp64", "NOT EQUAL"],
+            ["compared in float32: the model does not run in fp64", "NOT EQUAL"],
         ),
     ],
     ids=["fp32", "not made", "not fused", "not equal"],

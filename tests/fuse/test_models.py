@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fused_ops import fuse, unfuse
+from fused_ops import REGISTRY, fuse, unfuse
 from tests.fuse.models import MODELS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -81,7 +81,7 @@ def test_fuse(name: str):
     types = [type(m) for m in model.modules()]
     keys = list(model.state_dict())
     report = fuse(model)
-    assert report.counts() == EXPECTED[name], report.table()
+    assert {op: n for op, n in report.counts().items() if op in REGISTRY} == EXPECTED[name], report.table()
     assert all(c.detail for c in report.skipped)
     assert list(model.state_dict()) == keys
     unfuse(model)
