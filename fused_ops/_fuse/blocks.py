@@ -88,7 +88,7 @@ def block(run: Run, name: str, module: nn.Module, cls: type[nn.Module], earlier:
     if conditions.replaced_forward(module) is not None:
         found.reasons = {id(m): f"{cls.__name__}: {conditions.replaced_forward(module)}" for m in _linears_below(module)}
         return found
-    wanted_names = _FUNCTION_NAMES | ACTIVATION_FUNCTIONS | _children_of_interest(module)
+    wanted_names = _FUNCTION_NAMES | {nn.Softmax.__name__} | ACTIVATION_FUNCTIONS | _children_of_interest(module)
     for method, function in reached(cls).items():
         try:
             inner = undecorated(function)

@@ -16,6 +16,9 @@ def is_taken(flow: Flow, scope: Scope, node: ast.AST) -> bool:
     """Whether node is in no branch that the module's own constants rule out."""
     while node is not flow.tree:
         parent = flow.parent[id(node)]
+        block, place = flow.block.get(id(node), ([], 0))
+        if any(_leaves(before, scope) for before in block[:place]):
+            return False
         if isinstance(parent, (ast.If, ast.IfExp)) and node is not parent.test:
             value = _value(parent.test, scope)
             body = parent.body if isinstance(parent.body, list) else [parent.body]
@@ -23,6 +26,15 @@ def is_taken(flow: Flow, scope: Scope, node: ast.AST) -> bool:
                 return False
         node = parent
     return True
+
+
+def _leaves(statement: ast.stmt, scope: Scope) -> bool:
+    """Whether an `if` is known to take a branch that returns or raises."""
+    value = _value(statement.test, scope) if isinstance(statement, ast.If) else _UNKNOWN
+    if value is _UNKNOWN or not isinstance(statement, ast.If):
+        return False
+    branch = statement.body if value else statement.orelse
+    return bool(branch) and isinstance(branch[-1], (ast.Return, ast.Raise))
 
 
 def named_in_taken_branches(flow: Flow, scope: Scope) -> frozenset[str]:

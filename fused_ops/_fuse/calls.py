@@ -13,21 +13,36 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
-from .._torch.arguments import FLOATS, ordinary
+from .._torch.arguments import CLASSES, FLOATS, ordinary
 from .._torch.spec import REGISTRY
 from ..nn import FusedLinear
 from ..ops.linear.gated_linear import fused_gated_linear
 from ..ops.linear.linear import fused_linear
 from ..ops.linear.mlp import fused_mlp
-from . import hf
+from . import activations, hf
 from .activations import activation_of
-from .conditions import as_its_class_says, no_global_hooks, takes
+from .conditions import as_its_class_says, repeats_class_forward, takes
 
 Step = tuple[Any, tuple[Any, ...], dict[str, Any]]  # (a function, a module or a method's name, further arguments, options)
 
 _CALL = nn.Module.__call__
 _LINEAR_FORWARD = nn.Linear.forward  # as torch has it: a library may replace it later
+_SOFTMAX_FORWARD = nn.Softmax.forward
+_LINEARS: dict[type[nn.Module], Any] = {nn.Linear: _LINEAR_FORWARD}  # `learn` adds transformers' Conv1D
+
+
+def learn() -> None:
+    """Take up the classes of libraries that have been loaded since. Called when a model is fused, and when one is unpickled."""
+    activations.learn()
+    if (conv1d := hf.conv1d()) is not None:
+        _LINEARS.setdefault(conv1d, conv1d.forward)
 
 
 def apply(step: Step, x: Any) -> Any:
@@ -39,23 +54,40 @@ def apply(step: Step, x: Any) -> Any:
 def is_linear(linear: Any) -> bool:
     """Whether linear is nothing but x @ weight^T + bias, in the forward of its class. Its weight may be of any kind."""
     cls = type(linear)
+    if cls in _LINEARS:
+        return cls.forward is _LINEARS[cls]
     if cls is FusedLinear:
         return linear.activation is None
-    if cls is not nn.Linear and cls is not hf.conv1d():
-        return isinstance(linear, nn.Linear) and cls.forward is _LINEAR_FORWARD and cls.__call__ is _CALL
-    return cls is not nn.Linear or cls.forward is _LINEAR_FORWARD
+    return isinstance(linear, nn.Linear) and cls.forward is _LINEAR_FORWARD and cls.__call__ is _CALL
 
 
 def weight_of(linear: Any, x: Any) -> Tensor | None:
-    """The weight, (out, in), if a fused function may take x and the parameters in the place of linear(x); else None."""
-    if not (takes(x) and is_linear(linear) and as_its_class_says(linear) and no_global_hooks()):
+    """The weight, (out, in), if a fused function may stand in the place of linear(x); else None.
+
+    A tensor of another tool's class, as x or as weight, sees the functions that it would see. In every fused call, so all in
+    one function.
+    """
+    if not ((type(x) in CLASSES or (isinstance(x, Tensor) and ordinary(x))) and x.dtype in FLOATS and is_linear(linear)):
         return None
-    weight, bias = linear.weight, linear.bias
-    if not isinstance(weight, Tensor) or weight.dtype not in FLOATS or not ordinary(weight):
+    state = linear.__dict__
+    if (
+        state["_forward_hooks"] or state["_forward_pre_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"]
+        or _global_forward_hooks or _global_forward_pre_hooks or _global_backward_hooks or _global_backward_pre_hooks
+        or ("forward" in state and not repeats_class_forward(linear))
+    ):  # fmt: skip
         return None
-    if bias is not None and not (isinstance(bias, Tensor) and ordinary(bias)):
+    weight = state["_parameters"].get("weight")
+    if weight is None:  # computed, by a parametrisation say
+        weight = linear.weight
+    if type(weight) not in CLASSES and not (isinstance(weight, Tensor) and ordinary(weight)):
         return None
     return weight if isinstance(linear, nn.Linear) else weight.t()
+
+
+def bias_of(linear: Any) -> Any:
+    """linear.bias, past Module.__getattr__."""
+    parameters = linear.__dict__["_parameters"]
+    return parameters["bias"] if "bias" in parameters else linear.bias  # noqa: SIM401 (get would look for both)
 
 
 def linear_act(activation: Any, linear: Any, x: Any, args: tuple[Any, ...] = (), options: dict[str, Any] = {}) -> Any:  # noqa: B006
@@ -64,7 +96,7 @@ def linear_act(activation: Any, linear: Any, x: Any, args: tuple[Any, ...] = (),
     weight = None if name is None else weight_of(linear, x)
     if weight is None:
         return apply((activation, args, options), linear(x))
-    return fused_linear(x, weight, linear.bias, name)
+    return fused_linear(x, weight, bias_of(linear), name)
 
 
 def gated(
@@ -75,7 +107,7 @@ def gated(
     if name is not None:
         gate_weight, up_weight = weight_of(gate, x), weight_of(up, x)
         if gate_weight is not None and up_weight is not None and gate_weight.shape == up_weight.shape:
-            return fused_gated_linear(x, gate_weight, up_weight, name, gate.bias, up.bias)
+            return fused_gated_linear(x, gate_weight, up_weight, name, bias_of(gate), bias_of(up))
     if up_first:
         right = up(other)
         return right * apply((activation, args, options), gate(x))
@@ -94,7 +126,7 @@ def mlp(second: Any, between: tuple[Step, ...], activation: Step, first: Any, x:
         first_weight = None if name is None else weight_of(first, x)
         second_weight = None if first_weight is None else weight_of(second, x)
         if first_weight is not None and second_weight is not None:
-            return fused_mlp(x, first_weight, first.bias, second_weight, second.bias, name)
+            return fused_mlp(x, first_weight, bias_of(first), second_weight, bias_of(second), name)
     if fused_first:
         hidden = linear_act(activation[0], first, x, activation[1], activation[2])
     else:
@@ -119,7 +151,15 @@ def is_idle(step: Step) -> bool:
 
 
 def function(called: Any, *args: Any, **options: Any) -> Any:
-    """called(*args, **options), by the fused function where called is one that fused_ops has an op for."""
+    """called(*args, **options), by the fused function where called is one that fused_ops has an op for.
+
+    called may be an nn.Softmax made on the spot.
+    """
+    if isinstance(called, nn.Module):
+        known = type(called) is nn.Softmax and nn.Softmax.forward is _SOFTMAX_FORWARD and len(args) == 1 and not options
+        quiet = as_its_class_says(called) and not (_global_forward_hooks or _global_forward_pre_hooks)
+        quiet = quiet and not (_global_backward_hooks or _global_backward_pre_hooks)
+        return _softmax(F.softmax, args[0], called.dim) if known and quiet and takes(args[0]) else called(*args, **options)
     fused = fused_function(called)
     if fused is None or not args or not takes(args[0]):
         return called(*args, **options)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _torch_module
 
 from .._torch.arguments import FLOATS, ordinary
 
@@ -31,16 +30,6 @@ def as_its_class_says(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or ("forward" in module.__dict__ and not repeats_class_forward(module))
-    )
-
-
-def no_global_hooks() -> bool:
-    """Whether no hook for all modules of the process is registered: it would miss the modules a fused call passes by."""
-    return not (
-        _torch_module._global_forward_hooks
-        or _torch_module._global_forward_pre_hooks
-        or _torch_module._global_backward_hooks
-        or _torch_module._global_backward_pre_hooks
     )
 
 

@@ -83,6 +83,7 @@ class FusedModule:
 def _remade(made: Made, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     module = function(*args)
     try:
+        calls.learn()
         module.__class__ = made.cls()
     except SourceError as error:
         warnings.warn(f"fuse: {made.base.__name__} is loaded unfused: {error}", stacklevel=2)

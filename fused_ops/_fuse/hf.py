@@ -5,10 +5,9 @@ transformers is never imported here: where the program has not loaded it, no mod
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Union
 
 import torch.nn.functional as F
 from torch import nn
@@ -24,7 +23,8 @@ _NAMES = {
     "SiLUActivation": "silu",
     "ReLUSquaredActivation": "relu2",
 }
-_NONE: Mapping[Any, Any] = {}
+Name = Union[str, Callable[[Any], "str | None"]]
+Entry = tuple[Name, Any]
 
 
 def conv1d() -> type[nn.Module] | None:
@@ -32,25 +32,17 @@ def conv1d() -> type[nn.Module] | None:
     return getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
 
 
-Entry = tuple[Callable[[Any], "str | None"], Any]
-
-
-def activations() -> Mapping[type[nn.Module], Entry]:
-    """class -> (the name of the activation that one instance applies, its forward), of the classes that are loaded."""
+def activations() -> dict[type[nn.Module], Entry]:
+    """class -> (the name of the activation that it applies, its forward), of the classes that are loaded."""
     module = sys.modules.get("transformers.activations")
-    return _NONE if module is None else _activations(module)
-
-
-@functools.cache
-def _activations(module: Any) -> Mapping[type[nn.Module], Entry]:
     classes = ((getattr(module, cls, None), cls, name) for cls, name in _NAMES.items())
     return {cls: (_named(spelled, name), cls.forward) for cls, spelled, name in classes if cls is not None}
 
 
-def _named(cls: str, name: str) -> Callable[[Any], str | None]:
+def _named(cls: str, name: str) -> Name:
     if cls == "GELUActivation":  # it holds the function that it applies
         return lambda module: name if module.act is F.gelu or getattr(module.act, "__name__", "") == "_gelu_python" else None
-    return lambda module: name
+    return name
 
 
 def attention_calls(module: nn.Module, function: str) -> bool:

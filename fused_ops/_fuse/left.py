@@ -10,6 +10,7 @@ from torch import nn
 from .._torch.spec import REGISTRY
 from .activations import looks_like_activation
 from .blocks import Block, Method
+from .branches import is_taken
 from .calls import is_linear
 from .flow import Flow
 from .norm_formula import norm_formula
@@ -43,7 +44,7 @@ def left(run: Run, found: Block) -> None:
             if not isinstance(node, ast.Call):
                 continue
             key = f"{method.name} {place}"
-            if id(node) not in taken:
+            if id(node) not in taken and is_taken(flow, scope, node):
                 _activation(run, found, method, node, key)
             _residual(run, found, flow, scope, node)
             _function(run, found, scope, node, key)
@@ -57,12 +58,17 @@ def _module(run: Run, found: Block) -> None:
         if kind in REGISTRY:
             reason = f"inside {cls.__name__}, which torch computes in one function"
         run.record(found.name, cls.__name__, kind, LEFT, reason)
-    stacked = [name for name, p in found.module._parameters.items() if p is not None and p.dim() == 3]
+    stacked = [name for name, p in found.module._parameters.items() if p is not None and _is_stack(p)]
     names = {name for method in found.methods for name in _names(method.parsed.flow.tree)}
     if stacked and names & _PRODUCTS and _applies_activation(found):
         reason = f"experts with 3-D weights ({', '.join(stacked)}): fused_ops has no product over experts yet"
         run.record(found.name, cls.__name__, GATE, LEFT, reason, 1, "experts")
         run.record(found.name, cls.__name__, "linear", LEFT, reason, 1, "experts")
+
+
+def _is_stack(parameter: Any) -> bool:
+    """Whether a parameter is a stack of matrices."""
+    return parameter.dim() == 3 and min(parameter.shape) > 1
 
 
 def _names(tree: ast.AST) -> set[str]:
@@ -90,7 +96,7 @@ def _activation(run: Run, found: Block, method: Method, node: ast.Call, key: str
     if not called or not all(map(looks_like_activation, called)):
         return
     holder = original_class(found.module).__name__
-    if any(p is not None and p.dim() == 3 for p in found.module._parameters.values()):
+    if any(p is not None and _is_stack(p) for p in found.module._parameters.values()):
         return  # experts, which have a row
     split = _split(method.parsed.flow, applied.inner)
     if split is not None:

@@ -11,7 +11,7 @@ from ..nn import FusedLinear
 from . import conditions
 from .activations import looks_like_activation
 from .blocks import Block, Method, block
-from .calls import is_linear
+from .calls import is_linear, learn
 from .edit import REFERENCE, Made, Rewrite
 from .left import left
 from .neighbours import is_sequential, neighbours, sequential
@@ -20,7 +20,7 @@ from .run import Run
 from .sites import FORMS, PARTS
 from .swap import class_of, original_class
 from .verdicts import Verdict
-from .whole import whole
+from .whole import unknown_subclass, whole
 
 _LINEAR_NAME = re.compile(r"Linear(\d+bit\w*)?$")
 ONE_KERNEL = "F.linear is already one kernel"
@@ -28,6 +28,7 @@ ONE_KERNEL = "F.linear is already one kernel"
 
 def plan(run: Run) -> None:
     """Decide for every module of the model. Nothing is changed yet."""
+    learn()
     parts: dict[int, tuple[type[nn.Module] | None, Any]] = {}
     for name, module in run.model.named_modules():
         parts[id(module)] = whole(run, name, module)
@@ -60,6 +61,7 @@ def _module(
         said.update((k, v) for k, v in found.reasons.items() if k not in said)
         _report(run, found, keys_of(earlier), said, used)
         left(run, found)
+        unknown_subclass(run, name, module, cls)
     put = _class(cls, methods, mixin, formula)
     remove = ("forward",) if put is not cls and conditions.repeats_class_forward(module) else ()
     if put is not cls or module.__dict__.get("_fuse_undo"):

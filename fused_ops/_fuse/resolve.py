@@ -21,6 +21,7 @@ Objects = tuple[Any, ...]
 _CONTAINERS = (nn.ModuleList, nn.Sequential, list, tuple)
 _MAPPINGS = (nn.ModuleDict, dict)
 _DEPTH = 8
+_CONSTANTS = (bool, int, float, str, type(None))
 
 
 class Scope:
@@ -49,7 +50,23 @@ class Scope:
             return _flat(_element(owner, node.slice) for owner in self.objects(node.value, depth + 1))
         if isinstance(node, ast.Constant):
             return (node.value,)
-        return ()
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+            return (-node.operand.value,)  # type: ignore[operator]
+        return self._made(node, depth) if isinstance(node, ast.Call) else ()
+
+    def _made(self, node: ast.Call, depth: int) -> Objects:
+        """A module of torch's activations, softmax among them, that a forward makes on the spot out of constants."""
+        found = self.objects(node.func, depth + 1)
+        given = [self.objects(part, depth + 1) for part in (*node.args, *(k.value for k in node.keywords))]
+        if len(found) != 1 or not isinstance(found[0], type) or any(len(values) != 1 for values in given):
+            return ()
+        values, names = [value for (value,) in given], [k.arg for k in node.keywords]
+        if found[0].__module__ != nn.GELU.__module__ or None in names or not all(isinstance(v, _CONSTANTS) for v in values):
+            return ()
+        try:
+            return (found[0](*values[: len(node.args)], **dict(zip(map(str, names), values[len(node.args) :]))),)
+        except TypeError:
+            return ()
 
     def elements(self, node: ast.expr) -> Objects:
         """What a loop over node gives."""

@@ -44,14 +44,17 @@ class Run:
         return self._refused[id(module)]
 
     def record(self, name: str, module: str, op: str, status: str, detail: str, count: int = 0, key: str = "") -> None:
-        """Enter a candidate in the report; module is the name of its class. Of two for one key, the one that fuses more stays."""
+        """Enter a candidate in the report; module is the name of its class.
+
+        Of two for one key the one that fuses more stays, then the one that runs.
+        """
         rank = (LEFT, FUSED, ALREADY)
         before = self._found.get((name, op, key))
-        if before is None or rank.index(status) >= rank.index(before.status):
+        if before is None or (rank.index(status), count) >= (rank.index(before.status), before.count):
             self._found[name, op, key] = Candidate(name, module, op, status, detail, count)
 
     def has(self, name: str, op: str) -> bool:
-        return (name, op, "") in self._found
+        return any(known[:2] == (name, op) for known in self._found)
 
     def plan(self, module: nn.Module, put: Class, remove: tuple[str, ...] = (), **attributes: Any) -> None:
         """Have module changed by apply, unless it is that already."""

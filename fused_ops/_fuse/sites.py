@@ -95,7 +95,7 @@ def _at(flow: Flow, node: ast.AST, place: int) -> Iterator[Site]:
 def _function(node: ast.Call, place: int) -> Iterator[Site]:
     if isinstance(node.func, ast.Attribute) and node.func.attr == "softmax":
         yield Site(f"method@{place}", "softmax_method", node, called=node.func, nodes=frozenset([id(node)]))
-    if node.args and not isinstance(node.args[0], ast.Starred) and is_path(node.func):
+    if node.args and not isinstance(node.args[0], ast.Starred) and is_called(node.func):
         yield Site(f"function@{place}", "function", node, called=node.func, nodes=frozenset([id(node)]))
 
 
@@ -227,7 +227,7 @@ def applied_at(node: ast.expr) -> Applied | None:
         return None
     if not node.args and isinstance(node.func, ast.Attribute) and node.func.attr in METHODS and not node.keywords:
         return Applied(node.func.attr, node.func.value, (), ())
-    if not node.args or any(isinstance(arg, ast.Starred) for arg in node.args) or not is_path(node.func):
+    if not node.args or any(isinstance(arg, ast.Starred) for arg in node.args) or not is_called(node.func):
         return None
     if not all(map(is_pure, (*node.args[1:], *(keyword.value for keyword in node.keywords)))):
         return None
@@ -239,6 +239,13 @@ def is_linear_call(node: ast.expr) -> bool:
     return isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords and is_path(node.func) and not isinstance(
         node.args[0], ast.Starred
     )  # fmt: skip
+
+
+def is_called(node: ast.expr) -> bool:
+    """Whether node may be called: a path, or a module made on the spot, such as nn.Softmax(dim=-1)."""
+    if isinstance(node, ast.Call) and is_path(node.func):
+        return all(map(is_pure, (*node.args, *(keyword.value for keyword in node.keywords))))
+    return is_path(node)
 
 
 def is_path(node: ast.expr) -> bool:

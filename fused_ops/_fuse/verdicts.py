@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch.nn.functional as F
 from torch import nn
 
 from . import conditions
@@ -114,9 +115,17 @@ def _function(site: Site, scope: Scope) -> Verdict | None:
         owners = scope.objects(site.called.value)
         is_tensor = not owners and not _is_module_name(site.called.value, scope)
         return Verdict(site, "softmax", where="Tensor.softmax") if is_tensor else None
-    ops = {op_of_function(called) if callable(called) else None for called in scope.objects(site.called)}
+    made = isinstance(site.called, ast.Call)
+    ops = {_op_of(called, made) for called in scope.objects(site.called)}
     (op,) = ops if len(ops) == 1 else (None,)
     return None if op is None else Verdict(site, op, where=spelled(site.called))
+
+
+def _op_of(called: Any, made: bool) -> str | None:
+    """The op for a function, or for an nn.Softmax that is made on the spot: any other module has a row of its own."""
+    if isinstance(called, nn.Module):
+        return op_of_function(F.softmax) if made and type(called) is nn.Softmax else None
+    return op_of_function(called) if callable(called) else None
 
 
 def _is_module_name(node: ast.expr, scope: Scope) -> bool:

@@ -62,6 +62,13 @@ def whole(run: Run, name: str, module: nn.Module) -> tuple[type[nn.Module] | Non
     return None, None
 
 
+def unknown_subclass(run: Run, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
+    """The row of a subclass whose own forward was found to call no op's function."""
+    base = next((known for known in WHOLE if issubclass(cls, known)), None)
+    if base is not None and not run.has(name, WHOLE[base].op):
+        run.record(name, cls.__name__, WHOLE[base].op, LEFT, conditions.subclass(module, base), 1)
+
+
 def _calls_super(cls: type[nn.Module]) -> bool:
     """Whether a class's forward calls super().forward: the fused class, next in line, then runs."""
     code = getattr(cls.forward, "__code__", None)
