@@ -7,6 +7,7 @@ hooked, quantised, wrapped, or of another class. So a module that is called by a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,6 @@ from .conditions import as_its_class_says, repeats_class_forward, takes
 
 Step = tuple[Any, tuple[Any, ...], dict[str, Any]]  # (a function, a module or a method's name, further arguments, options)
 
-_CALL = nn.Module.__call__
 _LINEAR_FORWARD = nn.Linear.forward  # as torch has it: a library may replace it later
 _SOFTMAX_FORWARD = nn.Softmax.forward
 _LINEARS: dict[type[nn.Module], Any] = {nn.Linear: _LINEAR_FORWARD}  # `learn` adds transformers' Conv1D
@@ -58,7 +58,7 @@ def is_linear(linear: Any) -> bool:
         return cls.forward is _LINEARS[cls]
     if cls is FusedLinear:
         return linear.activation is None
-    return isinstance(linear, nn.Linear) and cls.forward is _LINEAR_FORWARD and cls.__call__ is _CALL
+    return isinstance(linear, nn.Linear) and cls.forward is _LINEAR_FORWARD and cls.__call__ is nn.Module.__call__
 
 
 def weight_of(linear: Any, x: Any) -> Tensor | None:
@@ -76,18 +76,20 @@ def weight_of(linear: Any, x: Any) -> Tensor | None:
         or ("forward" in state and not repeats_class_forward(linear))
     ):  # fmt: skip
         return None
-    weight = state["_parameters"].get("weight")
-    if weight is None:  # computed, by a parametrisation say
-        weight = linear.weight
+    weight = _own(state, "weight")
     if type(weight) not in CLASSES and not (isinstance(weight, Tensor) and ordinary(weight)):
+        return None
+    bias = _own(state, "bias")
+    if bias is not None and (not isinstance(bias, Tensor) or bias.dim() != 1):
         return None
     return weight if isinstance(linear, nn.Linear) else weight.t()
 
 
-def bias_of(linear: Any) -> Any:
-    """linear.bias, past Module.__getattr__."""
-    parameters = linear.__dict__["_parameters"]
-    return parameters["bias"] if "bias" in parameters else linear.bias  # noqa: SIM401 (get would look for both)
+def _own(state: dict[str, Any], name: str) -> Any:
+    """A module's parameter or attribute, past Module.__getattr__. None too where a property of its class computes it: that
+    may have effects, as spectral norm's, and is to run once."""
+    parameters = state["_parameters"]
+    return parameters[name] if name in parameters else state.get(name)
 
 
 def linear_act(activation: Any, linear: Any, x: Any, args: tuple[Any, ...] = (), options: dict[str, Any] = {}) -> Any:  # noqa: B006
@@ -96,23 +98,40 @@ def linear_act(activation: Any, linear: Any, x: Any, args: tuple[Any, ...] = (),
     weight = None if name is None else weight_of(linear, x)
     if weight is None:
         return apply((activation, args, options), linear(x))
-    return fused_linear(x, weight, bias_of(linear), name)
+    return fused_linear(x, weight, _own(linear.__dict__, "bias"), name)
 
 
 def gated(
-    activation: Any, gate: Any, x: Any, up: Any, other: Any, args: tuple[Any, ...], options: dict[str, Any], up_first: bool
-) -> Any:
-    """activation(gate(x), *args, **options) * up(other), which is gated if other is x. up_first: the factors' order."""
-    name = activation_of(activation, args, options) if other is x else None
+    activation: Any, gate: Any, x: Any, up: Any, other: Any, args: tuple[Any, ...], options: dict[str, Any], up_first: bool,
+    up_left: bool, product: Any,
+) -> Any:  # fmt: skip
+    """product(activation(gate(x), *args, **options), up(other)), which is gated if other is x.
+
+    up_first: whether up is called first. up_left: whether it is the product's left factor. product: how the source multiplies.
+    """
+    name = activation_of(activation, args, options) if other is x and product in _PRODUCTS else None
     if name is not None:
         gate_weight, up_weight = weight_of(gate, x), weight_of(up, x)
         if gate_weight is not None and up_weight is not None and gate_weight.shape == up_weight.shape:
-            return fused_gated_linear(x, gate_weight, up_weight, name, bias_of(gate), bias_of(up))
-    if up_first:
-        right = up(other)
-        return right * apply((activation, args, options), gate(x))
-    left = apply((activation, args, options), gate(x))
-    return left * up(other)
+            return fused_gated_linear(x, gate_weight, up_weight, name, _own(gate.__dict__, "bias"), _own(up.__dict__, "bias"))
+    second = up(other) if up_first else None
+    first = apply((activation, args, options), gate(x))
+    if not up_first:
+        second = up(other)
+    return product(second, first) if up_left else product(first, second)
+
+
+def mul(a: Any, b: Any) -> Any:
+    """a.mul(b)."""
+    return a.mul(b)
+
+
+def multiply(a: Any, b: Any) -> Any:
+    """a.multiply(b)."""
+    return a.multiply(b)
+
+
+_PRODUCTS = (operator.mul, operator.imul, mul, multiply, torch.mul, torch.multiply)
 
 
 def mlp(second: Any, between: tuple[Step, ...], activation: Step, first: Any, x: Any, fused_first: bool) -> Any:
@@ -126,7 +145,7 @@ def mlp(second: Any, between: tuple[Step, ...], activation: Step, first: Any, x:
         first_weight = None if name is None else weight_of(first, x)
         second_weight = None if first_weight is None else weight_of(second, x)
         if first_weight is not None and second_weight is not None:
-            return fused_mlp(x, first_weight, bias_of(first), second_weight, bias_of(second), name)
+            return fused_mlp(x, first_weight, _own(first.__dict__, "bias"), second_weight, _own(second.__dict__, "bias"), name)
     if fused_first:
         hidden = linear_act(activation[0], first, x, activation[1], activation[2])
     else:
@@ -147,7 +166,7 @@ def is_idle(step: Step) -> bool:
         return False
     p = args[0] if args else options.get("p", 0.5)
     training = args[1] if len(args) > 1 else options.get("training", True)
-    return training is False or (isinstance(p, (int, float)) and p == 0)
+    return isinstance(p, (int, float)) and (p == 0 or (training is False and 0 <= p <= 1))
 
 
 def function(called: Any, *args: Any, **options: Any) -> Any:

@@ -14,7 +14,11 @@ Modules = tuple[Any, ...]
 
 def chain(modules: Any, x: Any, ops: frozenset[str], left: tuple[nn.Module, ...] = ()) -> Any:
     """`for module in modules: x = module(x)`, and x. left: the Linears that are not to be fused."""
-    every = tuple(modules)
+    if not isinstance(modules, (nn.Module, list, tuple)):  # an iterator, say, whose next item may depend on the last
+        for module in modules:
+            x = module(x)
+        return x
+    every: Modules = tuple(modules)  # type: ignore[arg-type]
     place = 0
     while place < len(every):
         place, x = _step(every, place, x, ops, left)

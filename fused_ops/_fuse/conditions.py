@@ -23,8 +23,8 @@ _HOOKS = {
 
 
 def as_its_class_says(module: nn.Module) -> bool:
-    """Whether calling module is its class's forward and no more: no hook, no forward of its own."""
-    return not (
+    """Whether calling module is its class's forward and no more: no hook, no forward of its own, torch's own way of calling."""
+    return type(module).__call__ is nn.Module.__call__ and not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
@@ -55,6 +55,8 @@ def replaced_forward(module: nn.Module) -> str | None:
 def parameters(module: nn.Module) -> str | None:
     """A reason when weight or bias is no ordinary float parameter: quantised, distributed, or computed by another module."""
     for name in ("weight", "bias"):
+        if computes(type(module)):
+            return f"{name} is no parameter but computed (parametrisation, weight or spectral norm)"
         tensor = getattr(module, name, None)
         if tensor is None:
             continue
@@ -70,6 +72,11 @@ def parameters(module: nn.Module) -> str | None:
         if tensor.layout is not torch.strided:
             return f"{name} has layout {tensor.layout}"
     return None
+
+
+def computes(cls: type[nn.Module]) -> bool:
+    """Whether a class has a property for weight or bias: reading it runs code, spectral norm's for one, which is to run once."""
+    return hasattr(cls, "weight") or hasattr(cls, "bias")
 
 
 def takes(x: Any) -> bool:

@@ -6,8 +6,10 @@ layer makes one graph for all of them. It is a subclass of the module's own clas
 
 from __future__ import annotations
 
+import abc
 import ast
 import functools
+import operator
 import warnings
 import weakref
 from collections.abc import Callable
@@ -104,7 +106,10 @@ def _class(made: Made) -> type[nn.Module]:
         members["forward"] = _while_it_stands(base, "forward", base.forward, norm_forward(base.forward, made.formula))
     mixins = () if made.mixin is None else (made.mixin,)
     bases = (FusedModule, *mixins) if any(issubclass(mixin, base) for mixin in mixins) else (FusedModule, base, *mixins)
-    return type(base.__name__, bases, members)
+    meta = type(base)
+    maker: Any = abc.ABCMeta if issubclass(meta, abc.ABCMeta) else type  # not meta itself: it may keep a list of its classes
+    made_class: type[nn.Module] = maker.__new__(meta, base.__name__, bases, members)
+    return made_class
 
 
 def _while_it_stands(base: type[nn.Module], name: str, original: Any, fused: Any) -> Any:
@@ -177,11 +182,21 @@ def _fused_call(site: Site, ops: tuple[str, ...], names: dict[str, Any]) -> ast.
         further = [steps, activation, site.linears[0], x, ast.Constant("linear" in ops)]
         return _call("mlp", [site.linears[1], *further], names, root)
     gate, up = (_way_in(site, factor) for factor in site.factors)
-    values = [called, site.linears[0], gate, site.linears[1], up, args, options, ast.Constant(site.up_first)]
+    orders = [ast.Constant(site.up_first), ast.Constant(site.key.startswith("gated_linear_reversed"))]
+    values = [called, site.linears[0], gate, site.linears[1], up, args, options, *orders, _product(root, names)]
     call = _call("gated", values, names, root)
     if isinstance(root, ast.AugAssign):
         return ast.copy_location(ast.Assign([root.target], call), root)
     return call
+
+
+def _product(root: Any, names: dict[str, Any]) -> ast.expr:
+    """The function that multiplies as root, a product, does."""
+    if isinstance(root, ast.Call):
+        method: Any = root.func
+        return method if len(root.args) == 2 else _helper(method.attr, getattr(calls, method.attr), names)
+    product = operator.imul if isinstance(root, ast.AugAssign) else operator.mul
+    return _helper(product.__name__, product, names)
 
 
 def _step(step: Applied) -> tuple[ast.expr, ast.expr, ast.expr]:

@@ -34,6 +34,10 @@ def parsed(function: FunctionType) -> Parsed | SourceError:
     except SourceError as error:
         return error
     flow = Flow(source.tree)
+    if flow.looks_into_frames:
+        return SourceError("looks at its variables by locals(), eval() or a frame, which a rewritten source would have more of")
+    if flow.asks_own_class:
+        return SourceError("asks for the class of its module (type(self)), which fuse would change")
     return Parsed(source, flow, tuple(sites(flow)))
 
 

@@ -110,7 +110,9 @@ def _chain(flow: Flow, node: ast.For, place: int) -> Iterator[Site]:
     assert isinstance(call, ast.Call)
     names = [n.id if isinstance(n, ast.Name) else None for n in (call.func, call.args[0])]
     uses = sum(isinstance(n, ast.Name) and n.id == node.target.id for n in ast.walk(flow.tree))
-    if names == [node.target.id, target.id] and uses == 2 and target.id != node.target.id:
+    if names != [node.target.id, target.id] or uses != 2 or target.id == node.target.id:
+        return
+    if flow.shared.isdisjoint((target.id, node.target.id)) and not flow.seen_after_exception(frozenset([target.id]), node):
         yield Site(f"chain@{place}", "chain", node, inputs=(node.iter,), nodes=frozenset([id(call)]))
 
 
@@ -147,6 +149,8 @@ def _gated(flow: Flow, node: ast.BinOp | ast.AugAssign | ast.Call, place: int) -
         if found is None or not is_linear_call(up):
             continue
         assert isinstance(up, ast.Call)
+        if not all(isinstance(call.args[0], ast.Name) for call in (up, found[1])):  # what a call may change is read later
+            continue
         pieces.nodes.append(id(up))
         up_first = _before(flow, pieces, up, found[1], order is not factors)
         name = "gated_linear" if order is factors else "gated_linear_reversed"
@@ -215,10 +219,13 @@ def _nothing_between(flow: Flow, site: Site) -> bool:
     first = min(flow.block[id(definition.statement)][1] for definition in site.captured)
     block, _ = flow.block[id(site.captured[0].statement)]
     last = flow.statement(site.root) if isinstance(site.root, ast.expr) else site.root
-    if last is None:
+    if last is None or not (last is site.root or flow.is_first(site.root)):
         return False
     middle = block[first : flow.block[id(last)][1]]
-    return all(id(s) in own or is_harmless(s) for s in middle) and not stored(middle) & read
+    written = stored(middle)
+    if not all(id(s) in own or is_harmless(s) for s in middle) or not written.isdisjoint(read | flow.shared):
+        return False
+    return not flow.seen_after_exception(written, last)
 
 
 def applied_at(node: ast.expr) -> Applied | None:
