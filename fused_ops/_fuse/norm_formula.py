@@ -58,9 +58,9 @@ def norm_formula(module: nn.Module) -> Verdict:
     norm functions. Runs nothing of module but its forward, on symbols and then on a copy with random weights on the CPU.
     """
     cls = type(module)
-    if module._modules and list(module._modules) != ["parametrizations"]:
-        return None
     if isinstance(module, (nn.LayerNorm, torch.jit.ScriptModule)) or str(cls.forward.__module__).startswith("torch."):
+        return None
+    if module._modules and list(module._modules) != ["parametrizations"]:
         return None
     try:
         functions = own_functions(module)

@@ -57,8 +57,9 @@ def class_of(module: nn.Module) -> Class:
 def original_class(module: nn.Module) -> type[nn.Module]:
     """The class that the module had before every fuse."""
     record: Undo | None = module.__dict__.get(UNDO)
-    if record is None:
-        return type(module)
+    if record is None:  # made by type(module)(...) of a fused one
+        made = class_of(module)
+        return made.base if isinstance(made, Made) else made
     while record.previous is not None:
         record = record.previous
     return as_class(record.before)
@@ -102,6 +103,9 @@ def changed_since(module: nn.Module) -> str | None:
 def restore(module: nn.Module, run: int | None = None) -> bool:
     """Undo the fuse of that number and those after it, or all of them. Returns whether there was anything to undo."""
     record: Undo | None = module.__dict__.get(UNDO)
+    if record is None and run is None and isinstance(made := class_of(module), Made):
+        module.__class__ = made.base
+        return True
     if record is None or (run is not None and not _has(record, run)):
         return False
     while record is not None:
