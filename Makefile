@@ -55,6 +55,11 @@ triton: $(VENV)/.dev  ## Compile and execute the kernels under another Triton (T
 	$(PLAIN) $(PYTEST) tests/ptx/test_clusters.py && \
 	for kernel in softmax layer_norm; do $(PLAIN) $(BIN)/python -m fused_ops audit --arch 90 --kernel $$kernel || exit 1; done
 
+.PHONY: coverage
+coverage: $(VENV)/.dev  ## Count what fuse covers on 245 architectures of transformers and timm; writes docs/fuse-coverage.md.
+	@test -e $(VENV)/timm/.done || { $(PIP) --no-deps --target $(VENV)/timm -r tests/fuse/requirements.txt; touch $(VENV)/timm/.done; }
+	@PYTHONPATH=$(abspath $(VENV))/timm $(ONE_THREAD) $(PLAIN) $(BIN)/python -m tests.fuse.coverage --output docs/fuse-coverage.md
+
 .PHONY: bench
 bench: $(VENV)/.dev  ## Measure what this machine can; JSON, CSV and report.html in build/bench/.
 	@$(PLAIN) $(BIN)/python -m bench run

@@ -40,14 +40,20 @@ class Method:
 
 @dataclass
 class Block:
-    """A module with what its methods hold. reasons: id of a Linear -> what is said of it where nothing fuses it."""
+    """A module with what its methods hold.
+
+    earlier: the keys of the sites that a fuse before this one has fused. functions: those of its file that its methods name, as
+    (method, name, edits, verdicts). reasons: id of a Linear -> what is said of it where nothing fuses it. named: what each
+    method names, in the branches that are taken now.
+    """
 
     name: str
     module: nn.Module
+    earlier: frozenset[str] = frozenset()
     methods: list[Method] = field(default_factory=list)
-    functions: list[tuple[str, str, Rewrite, list[Verdict]]] = field(default_factory=list)  # (method, name, edits, verdicts)
+    functions: list[tuple[str, str, Rewrite, list[Verdict]]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
-    named: dict[str, frozenset[str]] = field(default_factory=dict)  # by each method, in the branches that are taken now
+    named: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def counts(self, method: Method, site: ast.AST | None = None) -> int:
         """1 where a site of a method runs as the module is configured now, else 0."""
@@ -84,7 +90,7 @@ def block(run: Run, name: str, module: nn.Module, cls: type[nn.Module], earlier:
 
     earlier: the keys of the sites that an earlier fuse has fused.
     """
-    found = Block(name, module)
+    found = Block(name, module, earlier)
     if conditions.replaced_forward(module) is not None:
         found.reasons = {id(m): f"{cls.__name__}: {conditions.replaced_forward(module)}" for m in _linears_below(module)}
         return found
@@ -200,7 +206,8 @@ def _functions(run: Run, found: Block, method: str, function: Any) -> None:
         scope = Scope(read.source, None)
         sites = [site for site in read.sites if site.called is not None]
         verdicts = [v for site in sites if (v := verdict(site, scope, read.flow, run.refuses)) is not None]
-        wanted = [v for v in verdicts if v.op in run.wanted and run.refuses(found.module) is None]
+        wanted = [v for v in verdicts if v.op in run.wanted or REFERENCE + name + v.site.key in found.earlier]
+        wanted = [v for v in wanted if run.refuses(found.module) is None]
         if wanted:
             found.functions.append((method, name, tuple((v.site.key, ()) for v in wanted), wanted))
 

@@ -23,19 +23,24 @@ def fuse(
 ) -> FuseReport:
     """Make a model compute with fused kernels, in place, and say for every candidate what was done or why not.
 
-    nn.LayerNorm, nn.RMSNorm and nn.Softmax become fused_ops.nn's modules. A Linear (or transformers' Conv1D) followed by an activation
-    becomes one fused_linear, and the activation an identity: the activation may be a torch.nn or transformers module, or a
-    function that the parent module holds as an attribute. Where forward calls the activation as a function, or multiplies
-    a gate with its other half, forward is replaced by its traced graph, if the graph is all that forward can do.
-    Parameters, state_dict keys, hooks, devices, weight tying, pickling and deepcopy stay as they are. Calling it again
-    changes nothing more; unfuse(model) takes all of it back. While fused, an attribute that decides whether forward
-    applies an activation must keep its value, and a hook on a fused Linear sees what comes after the activation.
+    What fuses is the source of a forward: the module that calls a Linear and an activation on its output calls one
+    fused_linear there, whether they are modules, functions, methods, one statement or several; gates, whole MLPs (in
+    training), and F.softmax, F.layer_norm and F.rms_norm alike. nn.LayerNorm, nn.RMSNorm, nn.Softmax and norms that compute
+    the same become fused_ops.nn's modules. The source is only read, and nothing of the model is run.
+
+    Each call decides anew: where a Linear or an activation has since been replaced, hooked, quantised or wrapped (by LoRA, say),
+    the expression is computed as written. So every child stays what it is, for whoever calls it, and may be changed later.
+    Parameters, state_dict keys, hooks, devices, weight tying, class names, pickling and deepcopy stay as they are. Calling it
+    again changes nothing more; unfuse(model) takes all of it back. Modules of one structure share one function, so that
+    compiling a model layer by layer makes one graph for all its layers.
 
     Args:
-        model: any nn.Module. Fuse before torch.compile, FSDP or tensor parallelism, and after PEFT adapters are added.
+        model: any nn.Module. Fuse before FSDP or tensor parallelism. PEFT adapters may come before or after: a Linear that
+            carries one is called as it is, so fuse after merging them to have it fused.
         ops: which of "layer_norm", "rms_norm", "softmax", "linear" (with its activation), "gated_linear" and "mlp" to
             fuse; None is all of them. "bare_linear" (a Linear without activation) only when named: it already is one kernel.
-        filter_fn: filter_fn(name, module) -> bool, whether this LayerNorm, RMSNorm, Softmax or Linear may be fused; None is yes.
+        filter_fn: filter_fn(name, module) -> bool, whether this LayerNorm, RMSNorm, Softmax or Linear, or what this module's
+            forward calls as a function, may be fused; None is yes.
         strict: raise when nothing is fused, instead of warning.
 
     Returns:
@@ -59,7 +64,13 @@ def fuse(
 
 
 def unfuse(model: nn.Module) -> int:
-    """Undo every fuse of this model, in place; returns how many modules were changed back."""
+    """Undo every fuse of this model, in place; returns how many modules were changed back.
+
+    Raises:
+        TypeError: model is no nn.Module.
+        RuntimeError: something else (a parametrisation of a norm, fully_shard, accelerate's hooks) has changed a module that
+            fuse changed, since then; the message names it, and nothing is undone.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"unfuse: model: got {type(model).__name__}, allowed: a torch.nn.Module")
     return restore_all(model.named_modules())

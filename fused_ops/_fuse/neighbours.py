@@ -23,15 +23,13 @@ def is_sequential(cls: type[nn.Module]) -> bool:
     return issubclass(cls, nn.Sequential) and cls.forward is nn.Sequential.forward and cls.__iter__ is nn.Sequential.__iter__
 
 
-def sequential(run: Run, name: str, module: nn.Module, said: dict[int, str], used: set[int]) -> tuple[Any, dict[str, Any]]:
+def sequential(run: Run, name: str, module: nn.Module) -> tuple[Any, dict[str, Any]]:
     """(the class to mix in, or None; its attributes)."""
     children = tuple(module._modules.values())
     earlier: frozenset[str] = module.__dict__.get("_fuse_ops", frozenset())
     ops = (PARTS & run.wanted) | earlier
     left = refused(run, children)
-    if not neighbours(
-        run, name, original_class(module).__name__, children, ops, earlier, said, used, conditions.replaced_forward(module)
-    ):
+    if not neighbours(run, name, original_class(module).__name__, children, ops, earlier, conditions.replaced_forward(module)):
         return None, {}
     known = {"_fuse_left": left} if left or "_fuse_left" in module.__dict__ else {}
     return FusedSequential, {"_fuse_ops": ops, **known}
@@ -44,7 +42,7 @@ def refused(run: Run, children: tuple[Any, ...]) -> tuple[nn.Module, ...]:
 
 def neighbours(
     run: Run, name: str, holder: str, children: tuple[Any, ...], ops: frozenset[str], earlier: frozenset[str],
-    said: dict[int, str], used: set[int], unfit_holder: str | None = None,
+    unfit_holder: str | None = None,
 ) -> bool:  # fmt: skip
     """Enter the rows of the Linears among children. Returns whether anything is fused. earlier: by a fuse before this one."""
     left = refused(run, children)
@@ -55,7 +53,7 @@ def neighbours(
         following = children[place + 1] if place + 1 < len(children) else None
         if following is None or not looks_like_activation(following):
             after = f"the end of {holder}" if following is None else described(following)
-            said.setdefault(id(linear), f"no activation follows ({after} does)")
+            run.follows.setdefault(id(linear), f"no activation follows ({after} does)")
             continue
         reason = unfit_holder or run.refuses(linear) or unfit(linear) or _activation_reason(following)
         if reason is None and not ops:
@@ -69,7 +67,7 @@ def neighbours(
             fused = True
         if reason is not None:
             continue
-        used.add(id(linear))
+        run.used.add(id(linear))
         end = second_half(children, place, left)
         if end is not None and "mlp" in ops:
             keys = [run.names.get(id(part), "").removeprefix(f"{name}." if name else "") for part in (linear, children[end])]

@@ -16,7 +16,8 @@ FilterFn = Callable[[str, nn.Module], bool]
 class Run:
     """What one call of fuse was asked, has found, and will change once everything is found.
 
-    wanted: names of ops. changed: the modules to restore when this fuse is undone.
+    wanted: names of ops. changed: the modules to restore when this fuse is undone. used: ids of the Linears that a fused call
+    takes. follows: id of a Linear -> what follows it in the source, where that is no activation.
     """
 
     def __init__(self, model: nn.Module, wanted: set[str], filter_fn: FilterFn | None) -> None:
@@ -26,6 +27,8 @@ class Run:
         self.number = next_run()
         self.names = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self.changed: list[nn.Module] = []
+        self.used: set[int] = set()
+        self.follows: dict[int, str] = {}
         self._found: dict[tuple[str, str, str], Candidate] = {}
         self._refused: dict[int, str | None] = {}
         self._planned: list[tuple[nn.Module, Class, dict[str, Any], tuple[str, ...]]] = []
@@ -65,8 +68,8 @@ class Run:
         """Change every module that was planned, or none."""
         try:
             for module, put, attributes, remove in self._planned:
+                self.changed.append(module)  # first: an interrupt may come within swap
                 swap(self.number, module, put, remove, **attributes)
-                self.changed.append(module)
         except BaseException:
             for module in self.changed:
                 restore(module, self.number)
