@@ -102,21 +102,24 @@ def linear_act(activation: Any, linear: Any, x: Any, args: tuple[Any, ...] = (),
 
 
 def gated(
-    activation: Any, gate: Any, x: Any, up: Any, other: Any, args: tuple[Any, ...], options: dict[str, Any], up_first: bool,
+    activation: Any, gate: Any, x: Any, up: Any, other: Any, args: tuple[Any, ...], options: dict[str, Any], up_after: int,
     up_left: bool, product: Any,
 ) -> Any:  # fmt: skip
     """product(activation(gate(x), *args, **options), up(other)), which is gated if other is x.
 
-    up_first: whether up is called first. up_left: whether it is the product's left factor. product: how the source multiplies.
+    up_after: after how many of the gate's two calls up is called. up_left: whether it is the product's left factor. product: how the source multiplies.
     """
     name = activation_of(activation, args, options) if other is x and product in _PRODUCTS else None
     if name is not None:
         gate_weight, up_weight = weight_of(gate, x), weight_of(up, x)
         if gate_weight is not None and up_weight is not None and gate_weight.shape == up_weight.shape:
             return fused_gated_linear(x, gate_weight, up_weight, name, _own(gate.__dict__, "bias"), _own(up.__dict__, "bias"))
-    second = up(other) if up_first else None
-    first = apply((activation, args, options), gate(x))
-    if not up_first:
+    second = up(other) if up_after == 0 else None
+    hidden = gate(x)
+    if up_after == 1:
+        second = up(other)
+    first = apply((activation, args, options), hidden)
+    if up_after == 2:
         second = up(other)
     return product(second, first) if up_left else product(first, second)
 

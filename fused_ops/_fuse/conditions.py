@@ -76,7 +76,7 @@ def parameters(module: nn.Module) -> str | None:
 
 def computes(cls: type[nn.Module]) -> bool:
     """Whether a class has a property for weight or bias: reading it runs code, spectral norm's for one, which is to run once."""
-    return hasattr(cls, "weight") or hasattr(cls, "bias")
+    return isinstance(getattr(cls, "weight", None), property) or isinstance(getattr(cls, "bias", None), property)
 
 
 def takes(x: Any) -> bool:

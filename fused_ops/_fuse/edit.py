@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import ast
 import functools
+import inspect
 import operator
 import warnings
 import weakref
@@ -121,6 +122,7 @@ def _while_it_stands(base: type[nn.Module], name: str, original: Any, fused: Any
             return getattr(base, name)(self, *args, **kwargs)
         return fused(self, *args, **kwargs)
 
+    method.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
     return method
 
 
@@ -149,6 +151,8 @@ def _refer(
     fused = redecorated(original, rewritten(undecorated(original), rewrite))
     for node in ast.walk(flow.tree):
         if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load):
+            if isinstance(flow.parent[id(node)], ast.Compare):  # `attention is name`
+                continue
             values = [_helper(f"original_{name}", original, names), _helper(f"fused_{name}", fused, names)]
             inner = ast.copy_location(ast.Name(name, ast.Load()), node)
             replaced[id(node)] = _call("instead", [inner, *values], names, node)
@@ -182,7 +186,7 @@ def _fused_call(site: Site, ops: tuple[str, ...], names: dict[str, Any]) -> ast.
         further = [steps, activation, site.linears[0], x, ast.Constant("linear" in ops)]
         return _call("mlp", [site.linears[1], *further], names, root)
     gate, up = (_way_in(site, factor) for factor in site.factors)
-    orders = [ast.Constant(site.up_first), ast.Constant(site.key.startswith("gated_linear_reversed"))]
+    orders = [ast.Constant(site.up_after), ast.Constant(site.key.startswith("gated_linear_reversed"))]
     values = [called, site.linears[0], gate, site.linears[1], up, args, options, *orders, _product(root, names)]
     call = _call("gated", values, names, root)
     if isinstance(root, ast.AugAssign):

@@ -56,6 +56,7 @@ class Flow:
                 self.parent[id(child)] = node
             for block in _blocks(node):
                 self.block.update((id(statement), (block, i)) for i, statement in enumerate(block))
+        self._named: dict[int, frozenset[str]] = {}
         self.shared = self._variables_seen_elsewhere()
 
     def definition(self, use: ast.expr) -> Definition | None:
@@ -74,7 +75,7 @@ class Flow:
             if _assigns(before, use.id) and isinstance(before, ast.Assign):
                 alive = not augmented and self._alive_after(use.id, statement)
                 return None if alive else Definition(use, before, tuple(between))
-            if any(isinstance(node, ast.Name) and node.id == use.id for node in ast.walk(before)):
+            if use.id in self._named_in(before):
                 return None
             if not is_harmless(before):
                 if not isinstance(before, ast.Assign):
@@ -138,6 +139,12 @@ class Flow:
                 every = (node for node in ast.walk(self.tree) if any(_reads(node, name) for name in names))
                 return any(id(node) not in allowed for node in every)
         return False
+
+    def _named_in(self, statement: ast.stmt) -> frozenset[str]:
+        """The variables that a statement names."""
+        if id(statement) not in self._named:
+            self._named[id(statement)] = _names(statement)
+        return self._named[id(statement)]
 
     def in_own_scope(self, node: ast.AST) -> bool:
         """Whether node belongs to the function itself, not to a lambda, comprehension or function inside it."""

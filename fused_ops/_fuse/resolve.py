@@ -45,7 +45,7 @@ class Scope:
         if isinstance(node, ast.Name):
             return self._name(node.id, depth)
         if isinstance(node, ast.Attribute):
-            return _all(_attribute(owner, node.attr) for owner in self.objects(node.value, depth + 1))
+            return _all(_attribute(owner, self._mangled(node.attr)) for owner in self.objects(node.value, depth + 1))
         if isinstance(node, ast.Subscript):
             return _flat(_element(owner, node.slice) for owner in self.objects(node.value, depth + 1))
         if isinstance(node, ast.Constant):
@@ -71,6 +71,12 @@ class Scope:
     def elements(self, node: ast.expr) -> Objects:
         """What a loop over node gives."""
         return self._looped(node, (), 0)
+
+    def _mangled(self, name: str) -> str:
+        """An attribute's name as the class that the function was defined in has it: __fc is _Class__fc."""
+        owner = self.source.function.__qualname__.rpartition(".")[0].rpartition(".")[2].lstrip("_")
+        private = name.startswith("__") and not name.endswith("__")
+        return f"_{owner}{name}" if private and owner and owner != "<locals>" else name
 
     def _name(self, name: str, depth: int) -> Objects:
         if name in self._stores:

@@ -38,7 +38,7 @@ class Site:
     root: the expression, or the `v *= x` statement, that the call replaces. linears: the expressions called as Linears, in
     the order in which the fused function takes them. inputs: what they are called with. steps: what stands between the
     halves of an MLP. captured: the assignments whose values the call takes over. called: of a single function, its name.
-    factors: of a gate, the gate's and the other; up_first: whether the other is computed first.
+    factors: of a gate, the gate's and the other; up_after: after how many of the gate's two calls the other is computed.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Site:
     nodes: frozenset[int] = frozenset()
     called: Optional[ast.expr] = None
     factors: tuple[ast.expr, ...] = ()
-    up_first: bool = False
+    up_after: int = 0
 
 
 @dataclass
@@ -152,16 +152,16 @@ def _gated(flow: Flow, node: ast.BinOp | ast.AugAssign | ast.Call, place: int) -
         if not all(isinstance(call.args[0], ast.Name) for call in (up, found[1])):  # what a call may change is read later
             continue
         pieces.nodes.append(id(up))
-        up_first = _before(flow, pieces, up, found[1], order is not factors)
+        up_after = sum(_before(flow, call, up, order is factors) for call in (found[1], gate))
         name = "gated_linear" if order is factors else "gated_linear_reversed"
-        yield _site(name, place, node, pieces, (found[1], up), found[0], factors=tuple(order), up_first=up_first)
+        yield _site(name, place, node, pieces, (found[1], up), found[0], factors=tuple(order), up_after=up_after)
 
 
-def _before(flow: Flow, pieces: Pieces, up: ast.Call, gate: ast.Call, reversed_: bool) -> bool:
-    """Whether up's product is computed before gate's."""
-    lines = [flow.statement(call) for call in (up, gate)]
+def _before(flow: Flow, one: ast.expr, other: ast.expr, is_left: bool) -> bool:
+    """Whether one is computed before the other. is_left: whether one is in the left factor."""
+    lines = [flow.statement(call) for call in (one, other)]
     if lines[0] is lines[1] or None in lines:
-        return reversed_
+        return is_left
     block = [flow.block[id(line)][1] for line in lines if line is not None]
     return block[0] < block[1]
 
@@ -187,13 +187,13 @@ def _mlps(flow: Flow, node: ast.Call, place: int) -> Iterator[Site]:
 
 def _site(
     name: str, place: int, root: ast.expr | ast.stmt, pieces: Pieces, linears: tuple[ast.Call, ...], activation: Applied,
-    steps: tuple[Applied, ...] = (), factors: tuple[ast.expr, ...] = (), up_first: bool = False,
+    steps: tuple[Applied, ...] = (), factors: tuple[ast.expr, ...] = (), up_after: int = 0,
 ) -> Site:  # fmt: skip
     inputs = tuple(call.args[0] for call in (linears[:1] if name.startswith("mlp") else linears))
     op = "mlp" if name.startswith("mlp") else name.removesuffix("_reversed")
     return Site(
         f"{name}@{place}", op, root, tuple(call.func for call in linears), inputs, activation, steps,
-        tuple(pieces.captured), frozenset(pieces.nodes), None, factors, up_first,
+        tuple(pieces.captured), frozenset(pieces.nodes), None, factors, up_after,
     )  # fmt: skip
 
 

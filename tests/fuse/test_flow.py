@@ -236,6 +236,19 @@ class UpFirst(Layers):
         return self.silu(self.gate(x)).mul(u), x
 
 
+class UpBetween(Layers):
+    def forward(self, x):
+        g = self.gate(x)
+        u = self.up(x)
+        return self.silu(g) * u, x
+
+
+class UpBetweenAndLeft(Layers):
+    def forward(self, x):
+        g = self.gate(x)
+        return self.up(x) * self.silu(g), x
+
+
 class ByTorch(Layers):
     def forward(self, x):
         return torch.mul(self.up(x), self.silu(self.gate(x))), x
@@ -245,10 +258,14 @@ CASES = [cls for cls in Layers.__subclasses__() if "forward" in vars(cls)] + [Su
 
 
 class ChangesItsInput(nn.Module):
-    """Stands in a Linear's place, records its calls, returns its input itself, changed."""
+    """Stands in a child's place, records its calls, returns its input itself, changed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        RECORDED.append(("called", x.clone(), SHARED))
+        RECORDED.append((self.name, x.clone(), SHARED))
         return x.mul_(0.5)
 
 
@@ -294,8 +311,8 @@ def test_same_results_records_and_exceptions(cls: type[nn.Module]):
 def test_same_with_children_that_change_their_input(cls: type[nn.Module]):
     model, fused = twins(cls)
     for m in (model, fused):
-        for name in ("fc1", "gate", "up"):
-            setattr(m, name, ChangesItsInput())
+        for name in ("fc1", "gate", "up", "silu"):
+            setattr(m, name, ChangesItsInput(name))
     assert_equal(outcome(fused, x4()), outcome(model, x4()))
 
 

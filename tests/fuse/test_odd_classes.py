@@ -93,6 +93,15 @@ class Data(nn.Module):
         return self.act(self.fc(x))
 
 
+class _Private(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.__fc, self.__act = nn.Linear(4, 4), nn.ReLU()
+
+    def forward(self, x):
+        return self.__act(self.__fc(x))
+
+
 class Counting(Pair):
     def __getattr__(self, name):
         self.__dict__.setdefault("asked", []).append(name)
@@ -111,7 +120,7 @@ def twins(module: nn.Module) -> tuple[nn.Module, nn.Module, FuseReport]:
     return model, fused, fuse(fused)
 
 
-CLASSES = (Registered, Abstract, TellsSubclasses, Slots, Item, Data, Counting)
+CLASSES = (Registered, Abstract, TellsSubclasses, Slots, Item, Data, _Private, Counting)
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
