@@ -68,6 +68,8 @@ def _module(run: Run, found: Block) -> None:
 
 def _is_stack(parameter: Any) -> bool:
     """Whether a parameter is a stack of matrices."""
+    if isinstance(parameter, nn.UninitializedParameter):
+        return False
     return parameter.dim() == 3 and min(parameter.shape) > 1
 
 

@@ -37,7 +37,7 @@ EXPECTED = {
     "clip_text": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 6 * L), "mlp": (L, L), "softmax": (L, L)},
     "clip_vision": {"layer_norm": (2 * L + 2, 2 * L + 2), "linear": (L, 6 * L), "mlp": (L, L), "softmax": (L, L)},
     "whisper_encoder": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 6 * L), "softmax": (L, L)},
-    "torch_encoder": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 3 * L)},
+    "torch_encoder": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 3 * L), "softmax": (0, L)},
     "timm_vit": {"layer_norm": (2 * L + 1, 2 * L + 1), "linear": (L, 4 * L), "softmax": (L, L)},
 }
 

@@ -278,11 +278,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("cls", "what"), [*((Pair, what) for what in REFUSED), (WrongBias, "fine")])
-def test_torchs_own_error(cls: type[nn.Module], what: str, training: bool):
+def test_what_torch_refuses_is_refused_by_an_error_of_the_same_type(cls: type[nn.Module], what: str, training: bool):
     model, fused, _ = twins(cls())
     errors = []
     for m in (model, fused):
         with torch.set_grad_enabled(training), pytest.raises((RuntimeError, TypeError)) as raised:
             m(REFUSED.get(what, x4()))
-        errors.append((type(raised.value), str(raised.value)))
+        errors.append(type(raised.value))
     assert errors[0] == errors[1]
