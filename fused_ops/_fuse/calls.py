@@ -33,7 +33,6 @@ from .conditions import as_its_class_says, repeats_class_forward, takes
 
 Step = tuple[Any, tuple[Any, ...], dict[str, Any]]  # (a function, a module or a method's name, further arguments, options)
 
-_CALL = nn.Module.__call__
 _LINEAR_FORWARD = nn.Linear.forward  # as torch has it: a library may replace it later
 _SOFTMAX_FORWARD = nn.Softmax.forward
 _LINEARS: dict[type[nn.Module], Any] = {nn.Linear: _LINEAR_FORWARD}  # `learn` adds transformers' Conv1D
@@ -75,7 +74,6 @@ def weight_of(linear: Any, x: Any) -> Tensor | None:
         state["_forward_hooks"] or state["_forward_pre_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"]
         or _global_forward_hooks or _global_forward_pre_hooks or _global_backward_hooks or _global_backward_pre_hooks
         or ("forward" in state and not repeats_class_forward(linear))
-        or (type(linear).__call__ is not _CALL and not torch.compiler.is_exporting())  # torch.export replaces it for its own use
     ):  # fmt: skip
         return None
     weight = _own(state, "weight")

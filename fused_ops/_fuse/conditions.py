@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from .._torch.arguments import FLOATS, ordinary
 
-_CALL = nn.Module.__call__  # as torch has it: a tool may replace it later, as torch.export does for its own use
 _HOOKS = {
     "_forward_hooks": "a forward hook",
     "_forward_pre_hooks": "a forward pre-hook",
@@ -24,8 +23,8 @@ _HOOKS = {
 
 
 def as_its_class_says(module: nn.Module) -> bool:
-    """Whether calling module is its class's forward and no more: no hook, no forward of its own, torch's own way of calling."""
-    return (type(module).__call__ is _CALL or torch.compiler.is_exporting()) and not (
+    """Whether calling module is its class's forward and no more: no hook, no forward or __call__ of its own."""
+    return type(module).__call__ is nn.Module.__call__ and not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks

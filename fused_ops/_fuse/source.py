@@ -136,19 +136,9 @@ def parse(function: FunctionType) -> ast.FunctionDef:
 def build(function: FunctionType, tree: ast.FunctionDef, names: Mapping[str, Any]) -> FunctionType:
     """function with the body of tree, which may also use names. The original's globals and closure stay live."""
     code = next(_compilations(function, ast.fix_missing_locations(tree), tuple(names)))
-    code = _renamed(code, getattr(code, "co_qualname", ""), getattr(function.__code__, "co_qualname", ""))
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
     closure = tuple(cells[name] if name in cells else CellType(names[name]) for name in code.co_freevars)
     return _function(function, code, closure)
-
-
-def _renamed(code: CodeType, before: str, after: str) -> CodeType:
-    """code and the functions in it with the beginning of their qualified names replaced (Python 3.11 and later have them)."""
-    if before == after:
-        return code
-    constants = tuple(_renamed(const, before, after) if isinstance(const, CodeType) else const for const in code.co_consts)
-    name = after + code.co_qualname.removeprefix(before)  # type: ignore[attr-defined]
-    return code.replace(co_consts=constants, co_qualname=name)  # type: ignore[call-arg]
 
 
 def _function(like: FunctionType, code: CodeType, closure: tuple[CellType, ...]) -> FunctionType:
@@ -159,7 +149,7 @@ def _function(like: FunctionType, code: CodeType, closure: tuple[CellType, ...])
     else:  # since Python 3.14 annotations are computed when asked for, and may name what only type checkers know
         made.__annotate__ = like.__annotate__  # type: ignore[attr-defined]
     if hasattr(like, "__type_params__"):
-        made.__type_params__ = like.__type_params__
+        made.__type_params__ = like.__type_params__  # type: ignore[attr-defined]
     made.__qualname__ = like.__qualname__
     made.__module__ = like.__module__
     made.__doc__ = like.__doc__

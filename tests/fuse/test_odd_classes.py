@@ -246,15 +246,15 @@ def test_spectral_norm_takes_its_step_once_a_call(when: str):
     torch.testing.assert_close(*vectors)
 
 
-def test_another_way_of_calling_modules_is_used(monkeypatch: pytest.MonkeyPatch):
+def test_a_child_with_its_own_way_of_being_called():
+    class Louder(nn.GELU):
+        def __call__(self, x):
+            return super().__call__(x) * 2
+
     model, fused, _ = twins(Pair())
-    called: list[str] = []
-    call = nn.Module.__call__
-    monkeypatch.setattr(nn.Module, "__call__", lambda self, *args: called.append(type(self).__name__) or call(self, *args))
     for m in (model, fused):
-        called.clear()
-        m(x4())
-        assert called == ["Pair", "Linear", "GELU", "Linear"]
+        m.act = Louder()
+    torch.testing.assert_close(fused(x4()), model(x4()))
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 4), (3, 4), ()], ids=str)

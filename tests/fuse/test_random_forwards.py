@@ -177,11 +177,14 @@ class Writer:
         u, v, w = self.variable(), self.variable(), self.variable()
         h = self.pick(("h", v))
         activated = self.pick(ACTIVATIONS).format(h)
-        chain = [f"{h} = {self.linear(self.pick((u, u, self.expression(1))))}", f"{h} = {activated}"]
+        t = self.pick((h, h, "t"))
+        chain = [f"{h} = {self.linear(self.pick((u, u, self.expression(1))))}", f"{t} = {activated}"]
         if self.number(2) == 0:
-            chain.append(f"{h} = {self.pick(DROPS).format(h)}")
-        last = self.pick(("{w} = {l}", "{h} *= {u}", "{w} = {h} * {u}", "{w} = {u} * {h}", "{w} = {w} + {l}", "{w} = {h}"))
-        chain.append(last.format(w=w, h=h, l=self.linear(h), u=self.linear(self.pick((u, w)))))
+            chain.append(f"{t} = {self.pick(DROPS).format(t)}")
+        last = self.pick(
+            ("{w} = {l}", "{t} *= {u}", "{w} = {t} * {u}", "{w} = {u} * {t}", "{w} = {w} + {l}", "{w} = {t} + {h}")
+        )
+        chain.append(last.format(w=w, h=h, t=t, l=self.linear(t), u=self.linear(self.pick((u, w)))))
         if self.number(4) == 0:
             chain[1:] = [f"{w} = {self.pick(USES).format(u=u, a=activated)}"]
         where = self.number(5)  # most often nothing stands between
