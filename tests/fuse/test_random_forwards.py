@@ -29,7 +29,7 @@ from tests.fuse.test_random_forwards import Parts, RECORDED
 
 class Program(Parts):
     def forward(self, x):
-        a, b, c, i = x * 1, x * 2, x * 3, 0
+        a, b, c, i, rounds = x * 1, x * 2, x * 3, 0, 0
 """
 RECORDED: list[Any] = []
 
@@ -93,7 +93,7 @@ EFFECTS = (
 )  # fmt: skip
 HARMLESS = ("i = 0", "i = i", "c = a", "a = b", "n = a.shape[0]", "c = b = a", "n = (a, b)")
 HEADS = (
-    "for i in range(2)", "for _ in (0, 2)", "while i < 2", "if i == 0", "with torch.no_grad()", "with contextlib.suppress(Exception)",
+    "for i in range(2)", "for _ in (0, 2)", "while (rounds := rounds + 1) < 3", "if i == 0", "with torch.no_grad()", "with contextlib.suppress(Exception)",
     "with contextlib.nullcontext()", "if float(a.detach().flatten()[0]) > 0",
 )  # fmt: skip
 EXITS = ("break", "continue", "return a", "return b", "raise ValueError(i)", "raise RuntimeError('x')", "b = self.narrow(a)")
@@ -164,7 +164,7 @@ class Writer:
         elif depth:
             head = self.pick(HEADS)
             looping = loops or head.startswith(("for", "while"))
-            self.lines += [f"{indent}{head}:", *([f"{indent}    i += 1"] if head.startswith("while") else [])]
+            self.lines.append(f"{indent}{head}:")
             self.block(indent + "    ", looping, depth - 1)
             if not head.startswith("with") and self.number(1):
                 self.lines.append(f"{indent}else:")
