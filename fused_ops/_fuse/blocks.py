@@ -15,7 +15,7 @@ from .activations import ACTIVATION_FUNCTIONS, looks_like_activation
 from .branches import is_taken, named_in_taken_branches
 from .calls import is_linear
 from .edit import REFERENCE, Edit, Rewrite
-from .methods import Parsed, functions_named, names_in, parsed, reached
+from .methods import Parsed, asking_own_class, functions_named, names_in, parsed, reached
 from .resolve import Scope
 from .run import Run
 from .sites import FORMS, PARTS, Applied, is_path
@@ -94,8 +94,12 @@ def block(run: Run, name: str, module: nn.Module, cls: type[nn.Module], earlier:
     if conditions.replaced_forward(module) is not None:
         found.reasons = {id(m): f"{cls.__name__}: {conditions.replaced_forward(module)}" for m in _linears_below(module)}
         return found
+    functions = reached(cls)
+    if (asking := asking_own_class(functions)) is not None:
+        _unread(found, cls, *asking)
+        return found
     wanted_names = _FUNCTION_NAMES | {nn.Softmax.__name__} | ACTIVATION_FUNCTIONS | _children_of_interest(module)
-    for method, function in reached(cls).items():
+    for method, function in functions.items():
         try:
             inner = undecorated(function)
         except SourceError as error:

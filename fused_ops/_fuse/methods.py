@@ -26,6 +26,10 @@ class Parsed:
     sites: tuple[Site, ...]
 
 
+class OwnClassError(SourceError):
+    """A method asks for its module's class: another method of it fused would be seen there too."""
+
+
 @functools.lru_cache(maxsize=1024)
 def parsed(function: FunctionType) -> Parsed | SourceError:
     """The function's source and sites, or why they cannot be had."""
@@ -37,7 +41,7 @@ def parsed(function: FunctionType) -> Parsed | SourceError:
     if flow.looks_into_frames:
         return SourceError("looks at its variables by locals(), eval() or a frame, which a rewritten source would have more of")
     if flow.asks_own_class:
-        return SourceError("asks for the class of its module (type(self)), which fuse would change")
+        return OwnClassError("asks for the class of its module (type(self)), which fuse would change")
     return Parsed(source, flow, tuple(sites(flow)))
 
 
@@ -60,6 +64,18 @@ def reached(cls: type[nn.Module]) -> dict[str, Any]:
         found[name] = function
         pending += sorted(names_in(code) - found.keys())
     return found
+
+
+def asking_own_class(functions: dict[str, Any]) -> tuple[str, SourceError] | None:
+    """The method among functions that asks for its module's class, with what is said of it."""
+    for name, function in functions.items():
+        try:
+            inner = undecorated(function)
+        except SourceError:
+            continue
+        if not {"type", "__class__"}.isdisjoint(names_in(inner.__code__)) and isinstance(found := parsed(inner), OwnClassError):
+            return name, found
+    return None
 
 
 def _is_users(owner: type) -> bool:

@@ -286,3 +286,23 @@ def test_what_torch_refuses_is_refused_by_an_error_of_the_same_type(cls: type[nn
             m(REFUSED.get(what, x4()))
         errors.append(type(raised.value))
     assert errors[0] == errors[1]
+
+
+class CountsOnItsClass(Pair):
+    calls = 0
+
+    def forward(self, x):
+        self.count()
+        return super().forward(x) + self.fc2(self.act(self.fc1(x)))
+
+    def count(self):
+        type(self).calls += 1
+
+
+def test_a_class_that_its_methods_write_to_is_left():
+    model = CountsOnItsClass().double()
+    with pytest.warns(UserWarning, match=r"CountsOnItsClass\.count asks for the class of its module"):
+        fuse(model)
+    model(x4())
+    assert CountsOnItsClass.calls == 1
+    assert type(model) is CountsOnItsClass
