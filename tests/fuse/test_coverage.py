@@ -28,6 +28,7 @@ def test_a_row_is_counted_before_and_after() -> None:
     assert list(row.notes) == []
 
 
+@pytest.mark.slow
 def test_eager_attention_shows_its_softmax() -> None:
     model, inputs = zoo.make("BertModel", "eager")
     assert coverage.count(model, (), inputs)["softmax"] == (0, 2)

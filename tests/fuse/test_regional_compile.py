@@ -71,8 +71,11 @@ def unfused_graphs(name: str, training: bool) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     ("how", "training"),
-    [("layer.compile()", False), ("torch.compile(layer)", False), ("layer.compile()", True)],
-    ids=["compile, inference", "torch.compile, inference", "compile, training"],
+    [
+        pytest.param("layer.compile()", False, marks=pytest.mark.slow, id="compile, inference"),
+        pytest.param("torch.compile(layer)", False, id="torch.compile, inference"),
+        pytest.param("layer.compile()", True, id="compile, training"),
+    ],
 )
 @pytest.mark.parametrize("name", HOME)
 def test_as_many_graphs_as_unfused(name: str, how: str, training: bool):
