@@ -57,8 +57,10 @@ class Scope:
     def _made(self, node: ast.Call, depth: int) -> Objects:
         """A module of torch's activations, softmax among them, that a forward makes on the spot out of constants."""
         found = self.objects(node.func, depth + 1)
+        if len(found) != 1 or not isinstance(found[0], type):
+            return ()
         given = [self.objects(part, depth + 1) for part in (*node.args, *(k.value for k in node.keywords))]
-        if len(found) != 1 or not isinstance(found[0], type) or any(len(values) != 1 for values in given):
+        if any(len(values) != 1 for values in given):
             return ()
         values, names = [value for (value,) in given], [k.arg for k in node.keywords]
         if found[0].__module__ != nn.GELU.__module__ or None in names or not all(isinstance(v, _CONSTANTS) for v in values):
