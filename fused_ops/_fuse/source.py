@@ -28,6 +28,7 @@ _COMPARED = (
 )  # fmt: skip
 _CHANGED = "does not run what its source says: the file was changed, or the function was rewritten"
 _OUTER = "_fuse_outer"
+_LOCALS = {"locals": 1, "vars": 1, "dir": 1, "eval": 2, "exec": 2}  # called with fewer arguments, they see the function's own
 
 
 class SourceError(Exception):
@@ -72,7 +73,7 @@ def undecorated(function: Any) -> FunctionType:
     """The function that decorators made with functools.wraps stand around, or SourceError."""
     passed = {id(function)}
     while (wrapped := getattr(function, "__wrapped__", None)) is not None:
-        if not isinstance(function, FunctionType) or len(_cells_of(function, wrapped)) != 1 or id(wrapped) in passed:
+        if not isinstance(function, FunctionType) or not _cells_of(function, wrapped) or id(wrapped) in passed:
             raise SourceError("is decorated in a way that fuse cannot look through")
         passed.add(id(wrapped))
         function = wrapped
@@ -85,11 +86,12 @@ def redecorated(decorated: Any, inner: FunctionType) -> Any:
     """decorated, with inner in the place of the function it stands around."""
     if not hasattr(decorated, "__wrapped__"):
         return inner
-    (place,) = _cells_of(decorated, decorated.__wrapped__)
+    wrapped = CellType(redecorated(decorated.__wrapped__, inner))
     cells = list(decorated.__closure__)
-    cells[place] = CellType(redecorated(decorated.__wrapped__, inner))
+    for place in _cells_of(decorated, decorated.__wrapped__):
+        cells[place] = wrapped
     made = _function(decorated, decorated.__code__, tuple(cells))
-    made.__wrapped__ = cells[place].cell_contents  # type: ignore[attr-defined]
+    made.__wrapped__ = wrapped.cell_contents  # type: ignore[attr-defined]
     return made
 
 
@@ -128,7 +130,7 @@ def parse(function: FunctionType) -> ast.FunctionDef:
     tree = _definition(file, place)
     if not any(_same_code(found, code) for found in _compilations(function, tree)):
         raise SourceError(_CHANGED)
-    if any(map(_reads_locals, ast.walk(tree))):
+    if not _LOCALS.keys().isdisjoint(_names_in(code)) and any(map(_reads_locals, ast.walk(tree))):
         raise SourceError("asks for its own variables by locals(), vars(), dir(), eval() or exec()")
     return tree
 
@@ -148,7 +150,7 @@ def _function(like: FunctionType, code: CodeType, closure: tuple[CellType, ...])
         made.__annotations__ = like.__annotations__
     else:  # since Python 3.14 annotations are computed when asked for, and may name what only type checkers know
         made.__annotate__ = like.__annotate__  # type: ignore[attr-defined]
-    if hasattr(like, "__type_params__"):
+    if sys.version_info >= (3, 12):
         made.__type_params__ = like.__type_params__  # type: ignore[attr-defined]
     made.__qualname__ = like.__qualname__
     made.__module__ = like.__module__
@@ -216,16 +218,17 @@ def _imported(node: ast.AST) -> set[str]:
 def _definition(file: _File, place: _Place) -> ast.FunctionDef:
     """A fresh tree of the definition at place."""
     text = "".join(file.lines[place.first - 1 : place.last])
-    nested = text[:1].isspace()
+    before = "\n" * (place.first - 1)  # so that the lines have their numbers
+    if text[:1].isspace():
+        before = before[1:] + "if 1:\n"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            (top,) = ast.parse(("if 1:\n" if nested else "") + text).body
+            (top,) = ast.parse(before + text).body
         except (SyntaxError, ValueError) as error:
             raise SourceError("has no source that can be read by itself") from error
     tree = top.body[0] if isinstance(top, ast.If) else top
     assert isinstance(tree, ast.FunctionDef)
-    ast.increment_lineno(tree, place.first - (2 if nested else 1))
     if sys.version_info >= (3, 12):
         tree.type_params = []  # variables around the function
     return tree
@@ -239,41 +242,37 @@ def _compilations(function: FunctionType, tree: ast.FunctionDef, names: tuple[st
     """
     file = _file(function)
     place = file.places[function.__code__.co_firstlineno]
-    imports: list[ast.stmt] = [ast.Import([ast.alias(name)]) for name in file.imported]
-    mention: list[ast.stmt] = [ast.Expr(ast.Name("super", ast.Load()))]
-    for before in (imports, [], [*imports, *mention], mention):
+    imports = f"import {', '.join(file.imported)}\n" if file.imported else ""
+    for before in (imports, "", imports + "super\n", "super\n"):
         yield _compiled(function, place, tree, names, before)
 
 
-def _compiled(
-    function: FunctionType, place: _Place, tree: ast.FunctionDef, names: tuple[str, ...], before: list[ast.stmt]
-) -> CodeType:
+def _compiled(function: FunctionType, place: _Place, tree: ast.FunctionDef, names: tuple[str, ...], before: str) -> CodeType:
     """The code of tree in a class of that name, inside a function with the variables of function's closure."""
     original = function.__code__
     free = [name for name in (*original.co_freevars, *names) if name != "__class__"]
     own = place.owner or tree.name
-    body: list[ast.stmt] = [_bare(tree, original.co_firstlineno)]
-    path = [_OUTER, tree.name]
-    if place.owner:
-        body = [_parsed(f"class {place.owner}: pass", body)]
-        path.insert(1, place.owner)
-    if own not in free:  # else it would be a variable of _OUTER
-        body = [ast.Global([own]), *body]
-        del path[0]
-    outer = _parsed(f"def {_OUTER}(): pass", body)
-    outer.args.args = [ast.arg(name) for name in free]  # type: ignore[union-attr]
-    module = ast.fix_missing_locations(ast.Module([*before, outer], []))
+    path = [place.owner, tree.name] if place.owner else [tree.name]
+    within = f"class {place.owner}: pass" if place.owner else "pass"
+    if own in free:
+        path = [_OUTER, "<locals>", *path]
+    else:  # it would be a variable of _OUTER
+        within = f"global {own}\n  {within}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            module = ast.parse(f"{before}def {_OUTER}({', '.join(free)}):\n  {within}")
+            inside: Any = module.body[-1]
+            if place.owner:
+                inside = inside.body[-1]
+            inside.body[-1] = _bare(tree, original.co_firstlineno)
             code = compile(module, original.co_filename, "exec", flags=original.co_flags & _FUTURE, dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError) as error:
             raise SourceError("has no source that can be compiled by itself") from error
     for name in (_OUTER, *([place.owner] if place.owner else []), tree.name):
         code = next(const for const in code.co_consts if isinstance(const, CodeType) and const.co_name == name)
     flags = (code.co_flags & ~_PLACE_FLAGS) | (original.co_flags & _PLACE_FLAGS)
-    built = ".<locals>.".join([*path[:1], ".".join(path[1:])]) if path[0] == _OUTER else ".".join(path)
-    return _renamed(code, built, place.qualname).replace(co_name=original.co_name, co_flags=flags)
+    return _renamed(code, ".".join(path), place.qualname).replace(co_name=original.co_name, co_flags=flags)
 
 
 def _bare(tree: ast.FunctionDef, first: int) -> ast.FunctionDef:
@@ -290,14 +289,6 @@ def _bare(tree: ast.FunctionDef, first: int) -> ast.FunctionDef:
 
 def _unannotated(argument: ast.arg | None) -> Any:
     return None if argument is None else ast.copy_location(ast.arg(argument.arg), argument)
-
-
-def _parsed(text: str, body: list[ast.stmt]) -> ast.FunctionDef | ast.ClassDef:
-    """The one statement of text, a class or a function, with body in it."""
-    (statement,) = ast.parse(text).body
-    assert isinstance(statement, (ast.ClassDef, ast.FunctionDef))
-    statement.body = body
-    return statement
 
 
 def _renamed(code: CodeType, old: str, new: str) -> CodeType:
@@ -318,11 +309,18 @@ def _renamed(code: CodeType, old: str, new: str) -> CodeType:
     return code.replace(**changed)
 
 
+def _names_in(code: CodeType) -> Iterator[str]:
+    """The globals and attributes that code and the functions inside it name."""
+    yield from code.co_names
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _names_in(const)
+
+
 def _reads_locals(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return False
-    given = len(node.args) + len(node.keywords)
-    return given < {"locals": 1, "vars": 1, "dir": 1, "eval": 2, "exec": 2}.get(node.func.id, 0)
+    return len(node.args) + len(node.keywords) < _LOCALS.get(node.func.id, 0)
 
 
 def _same_code(one: CodeType, other: CodeType) -> bool:
