@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.fuse import coverage, zoo
-from tests.fuse.coverage import KINDS, Row, difference, main, markdown, measured, mismatches, pins
+from tests.fuse.coverage import KINDS, ROOT, Row, difference, main, markdown, measured, mismatches, pins
 
 
 def _none(**counts: tuple[int, int]) -> dict[str, tuple[int, int]]:
@@ -167,3 +167,16 @@ def test_the_command_writes_the_table_and_fails_where_a_row_does(tmp_path: Path,
     monkeypatch.setattr(coverage, "make", _no)
     assert main(["--models", "BertModel", "--output", str(output)]) == 1
     assert "could not be made: ValueError: not here" in output.read_text()
+
+
+def test_the_readmes_figures_are_the_tables() -> None:
+    """docs/fuse-coverage.md has the sums of its two tables; README has theirs, and how many models they are of."""
+    rows = [
+        line.split("|")[1:] for line in (ROOT / "docs/fuse-coverage.md").read_text().splitlines() if line.startswith("| **")
+    ]
+    assert len(rows) == 2
+    models = sum(int(row[0].strip(" *").split()[0]) for row in rows)
+    sums = [[sum(int(row[column].split("/")[part]) for row in rows) for part in (0, 1)] for column in range(1, 6)]
+    readme = (ROOT / "README.md").read_text()
+    assert f"Over {models} architectures" in readme
+    assert "| " + " | ".join(f"{done} of {every}" for done, every in sums) + " |" in readme
