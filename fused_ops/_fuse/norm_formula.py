@@ -21,6 +21,18 @@ from .norm_symbols import Number, Run
 _F32, _BF16 = torch.float32, torch.bfloat16
 _SINGLE = (_F32, _BF16, torch.float16)
 _DTYPES = (*_SINGLE, torch.float64)
+# What code may raise on values it was not made for. Nothing wider: a timeout's or an interrupt's exception passes.
+_ERRORS = (
+    RefusedError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _ALONE = frozenset(("rsqrt", "norm", "vector_norm", "normalize", "var", "std", "var_mean", "std_mean"))
 _WITH_MEAN = frozenset(("sqrt", "pow", "square"))
 
@@ -75,7 +87,7 @@ def norm_formula(module: nn.Module) -> Verdict:
         if key not in known:
             known[key] = _verdict(module, functions)
         return known[key]
-    except Exception as stop:  # a RefusedError, or what a strange parameter raises when it is looked at
+    except _ERRORS as stop:  # a RefusedError, or what a strange parameter raises when it is looked at
         return unknown(stop)
 
 
@@ -138,7 +150,7 @@ def _verdict(module: nn.Module, functions: list[FunctionType]) -> NormFormula | 
         if not all((dtype, dtype) in forms for dtype in _SINGLE):
             return reason(runs[_F32, _F32], runs[_BF16, _BF16], runs[_BF16, _F32])
         return _formula(module, functions[0], runs, forms)
-    except Exception as error:  # of the forward on symbols, or of the trial
+    except _ERRORS as error:  # of the forward on symbols, or of the trial
         return unknown(error)
 
 
@@ -147,7 +159,7 @@ def _run(module: nn.Module, functions: list[FunctionType], x: torch.dtype, weigh
         return Run(module, functions, x, weight)
     except RefusedError:
         raise
-    except Exception:  # a check of the shape, perhaps, that must hold
+    except _ERRORS:  # a check of the shape, perhaps, that must hold
         return Run(module, functions, x, weight, answer=True)
 
 

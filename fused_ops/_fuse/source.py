@@ -171,6 +171,8 @@ def _file(function: FunctionType) -> _File:
     if found is None or found.lines is not lines:
         try:
             found = _FILES[name] = _indexed(lines or inspect.findsource(function)[0])
+        except TimeoutError:  # an OSError by name only
+            raise
         except (OSError, TypeError) as error:
             raise SourceError("has no source to read (made by exec, or in an interactive session)") from error
         except (SyntaxError, ValueError, RecursionError) as error:
