@@ -36,7 +36,8 @@ def fuse(
 
     Args:
         model: any nn.Module. Fuse before FSDP or tensor parallelism. PEFT adapters may come before or after: a Linear that
-            carries one is called as it is, so fuse after merging them to have it fused.
+            carries one is called as it is, so fuse after merging them to have it fused. Quantise by replacing modules or
+            weights before or after; unfuse before quantising an exported graph (PT2E), whose patterns know ATen's operators.
         ops: which of "layer_norm", "rms_norm", "softmax", "linear" (with its activation), "gated_linear" and "mlp" to
             fuse; None is all of them. "bare_linear" (a Linear without activation) only when named: it already is one kernel.
         filter_fn: filter_fn(name, module) -> bool, whether this LayerNorm, RMSNorm, Softmax or Linear, or what this module's
