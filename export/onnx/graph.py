@@ -87,10 +87,17 @@ def rename_values(model: Any, inputs: Sequence[str], outputs: Sequence[str], sof
 
 
 def rename_nodes(model: Any) -> None:
-    """Name each node <module path>/<operator>, and drop the exporter's metadata, which holds source lines and paths."""
+    """Name each node <module path>/<operator>, and drop the exporter's metadata, which holds source lines and paths.
+
+    A product, and the addition of its bias, has the path of the module that holds its weight, whoever reads that: a fused
+    forward does not call its Linears.
+    """
     seen: dict[str, int] = {}
     for node in model.graph:
         scope, kind = scope_of(node)
+        owner = _owner_of_weight(node) if node.op_type in ("MatMul", "Gemm", "Add") else ""
+        if owner.startswith(f"{scope}." if scope else ""):
+            scope = owner or scope
         node.metadata_props.clear()
         if kind:
             node.metadata_props["class"] = kind
@@ -99,6 +106,20 @@ def rename_nodes(model: Any) -> None:
         node.name = f"{name}_{number}" if number else name
     for value in all_values(model):
         value.metadata_props.clear()
+
+
+def _owner_of_weight(node: Any) -> str:
+    """The path of the module whose weight or bias a node reads, as it is or transposed; "" where it reads none."""
+    for value in node.inputs:
+        if value is None:
+            continue
+        producer = value.producer()
+        if producer is not None and producer.op_type == "Transpose":
+            value = producer.inputs[0]
+        owner, _, name = value.name.removesuffix(".T").rpartition(".") if value.is_initializer() else ("", "", "")
+        if name in ("weight", "bias"):
+            return owner
+    return ""
 
 
 def scope_of(node: Any) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from fused_ops import fuse
 from tests.fuse import coverage, zoo
 from tests.fuse.coverage import KINDS, ROOT, Row, difference, main, markdown, measured, mismatches, pins
 
@@ -53,6 +54,13 @@ def _no(*_: Any) -> Any:
     raise ValueError("not\nhere")
 
 
+def _broken(model: nn.Module) -> Any:
+    """A fuse that changes what is computed."""
+    report = fuse(model)
+    model.fc.bias.data.add_(1)
+    return report
+
+
 @pytest.mark.filterwarnings("ignore:fuse. nothing was fused")
 @pytest.mark.parametrize(
     ("replaced", "notes"),
@@ -61,7 +69,7 @@ def _no(*_: Any) -> Any:
         ({"make": _no}, ["could not be made: ValueError: not here"]),
         ({"make": _odd, "fuse": _no}, ["could not be fused: ValueError: not here"]),
         (
-            {"make": _odd, "fuse": lambda model: model.fc.bias.data.add_(1)},
+            {"make": _odd, "fuse": _broken},
             ["compared in float32: the model does not run in fp64", "NOT EQUAL"],
         ),
     ],
