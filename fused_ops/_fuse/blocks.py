@@ -6,14 +6,12 @@ import ast
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch.nn.functional as F
 from torch import nn
 
-from .._torch.spec import REGISTRY
 from . import conditions, hf
 from .activations import ACTIVATION_FUNCTIONS, looks_like_activation
 from .branches import is_taken, named_in_taken_branches
-from .calls import is_linear
+from .calls import FUNCTION_NAMES, is_linear
 from .edit import REFERENCE, Edit, Rewrite
 from .methods import Parsed, asking_own_class, functions_named, names_in, parsed, reached
 from .resolve import Scope
@@ -21,10 +19,6 @@ from .run import Run
 from .sites import FORMS, PARTS, Applied, is_path
 from .source import SourceError, undecorated
 from .verdicts import Verdict, follower, verdict
-
-_FUNCTION_NAMES = frozenset(
-    op.torch_fn.__name__ for op in REGISTRY.values() if getattr(F, getattr(op.torch_fn, "__name__", ""), None) is op.torch_fn
-)  # fmt: skip
 
 
 @dataclass
@@ -98,7 +92,7 @@ def block(run: Run, name: str, module: nn.Module, cls: type[nn.Module], earlier:
     if (asking := asking_own_class(functions)) is not None:
         _unread(found, cls, *asking)
         return found
-    wanted_names = _FUNCTION_NAMES | {nn.Softmax.__name__} | ACTIVATION_FUNCTIONS | _children_of_interest(module)
+    wanted_names = FUNCTION_NAMES | {nn.Softmax.__name__} | ACTIVATION_FUNCTIONS | _children_of_interest(module)
     for method, function in functions.items():
         try:
             inner = undecorated(function)
@@ -202,7 +196,7 @@ def _functions(run: Run, found: Block, method: str, function: Any) -> None:
             inner = undecorated(other)
         except SourceError:
             continue
-        if _FUNCTION_NAMES.isdisjoint(names_in(inner.__code__)):
+        if FUNCTION_NAMES.isdisjoint(names_in(inner.__code__)):
             continue
         read = parsed(inner)
         if isinstance(read, SourceError):

@@ -7,6 +7,7 @@ hooked, quantised, wrapped, or of another class. So a module that is called by a
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -61,11 +62,12 @@ def is_linear(linear: Any) -> bool:
     return isinstance(linear, nn.Linear) and cls.forward is _LINEAR_FORWARD and cls.__call__ is nn.Module.__call__
 
 
-def weight_of(linear: Any, x: Any) -> Tensor | None:
-    """The weight, (out, in), if a fused function may stand in the place of linear(x); else None.
+def operands_of(linear: Any, x: Any) -> tuple[Tensor, Tensor | None] | None:
+    """(weight as (out, in), bias) if a fused function may stand in the place of linear(x); else None.
 
-    A tensor of another tool's class, as x or as weight, sees the functions that it would see. In every fused call, so all in
-    one function.
+    A tensor of another tool's class, as x or as weight, sees the functions that it would see. Parameters are read past
+    Module.__getattr__; one that a property of the class computes is not read, as that may have effects (spectral norm's)
+    and is to run once. In every fused call, so all in one function.
     """
     if not ((type(x) in CLASSES or (isinstance(x, Tensor) and ordinary(x))) and x.dtype in FLOATS and is_linear(linear)):
         return None
@@ -76,31 +78,30 @@ def weight_of(linear: Any, x: Any) -> Tensor | None:
         or ("forward" in state and not repeats_class_forward(linear))
     ):  # fmt: skip
         return None
-    weight = _own(state, "weight")
+    cls = type(linear)
+    if cls not in _LINEARS and (hasattr(cls, "weight") or hasattr(cls, "bias")):  # a property, say
+        return None
+    own = state["_parameters"]
+    weight = own["weight"] if "weight" in own else state.get("weight")
     if type(weight) not in CLASSES and not (isinstance(weight, Tensor) and ordinary(weight)):
         return None
     if not isinstance(linear, nn.Linear):
         weight = weight.t()
-    bias = _own(state, "bias")
+    if "bias" not in own and "bias" not in state:
+        return None
+    bias = own["bias"] if "bias" in own else state["bias"]
     if bias is not None and not (isinstance(bias, Tensor) and bias.shape == weight.shape[:1]):  # one that is broadcast
         return None
-    return weight
-
-
-def _own(state: dict[str, Any], name: str) -> Any:
-    """A module's parameter or attribute, past Module.__getattr__. None too where a property of its class computes it: that
-    may have effects, as spectral norm's, and is to run once."""
-    parameters = state["_parameters"]
-    return parameters[name] if name in parameters else state.get(name)
+    return weight, bias
 
 
 def linear_act(activation: Any, linear: Any, x: Any, args: tuple[Any, ...] = (), options: dict[str, Any] = {}) -> Any:  # noqa: B006
     """activation(linear(x), *args, **options)."""
     name = activation_of(activation, args, options)
-    weight = None if name is None else weight_of(linear, x)
-    if weight is None:
+    operands = None if name is None else operands_of(linear, x)
+    if operands is None:
         return apply((activation, args, options), linear(x))
-    return fused_linear(x, weight, _own(linear.__dict__, "bias"), name)
+    return fused_linear(x, *operands, name)
 
 
 def gated(
@@ -109,13 +110,14 @@ def gated(
 ) -> Any:  # fmt: skip
     """product(activation(gate(x), *args, **options), up(other)), which is gated if other is x.
 
-    up_after: after how many of the gate's two calls up is called. up_left: whether it is the product's left factor. product: how the source multiplies.
+    up_after: after how many of the gate's two calls up is called. up_left: whether it is the product's left factor. product: how
+    the source multiplies.
     """
     name = activation_of(activation, args, options) if other is x and product in _PRODUCTS else None
     if name is not None:
-        gate_weight, up_weight = weight_of(gate, x), weight_of(up, x)
-        if gate_weight is not None and up_weight is not None and gate_weight.shape == up_weight.shape:
-            return fused_gated_linear(x, gate_weight, up_weight, name, _own(gate.__dict__, "bias"), _own(up.__dict__, "bias"))
+        left, right = operands_of(gate, x), operands_of(up, x)
+        if left is not None and right is not None and left[0].shape == right[0].shape:
+            return fused_gated_linear(x, left[0], right[0], name, left[1], right[1])
     second = up(other) if up_after == 0 else None
     hidden = gate(x)
     if up_after == 1:
@@ -147,10 +149,10 @@ def mlp(second: Any, between: tuple[Step, ...], activation: Step, first: Any, x:
     """
     if torch.is_grad_enabled() and getattr(second, "training", False) and all(map(is_idle, between)):
         name = activation_of(*activation)
-        first_weight = None if name is None else weight_of(first, x)
-        second_weight = None if first_weight is None else weight_of(second, x)
-        if first_weight is not None and second_weight is not None:
-            return fused_mlp(x, first_weight, _own(first.__dict__, "bias"), second_weight, _own(second.__dict__, "bias"), name)
+        one = None if name is None else operands_of(first, x)
+        two = None if one is None else operands_of(second, x)
+        if one is not None and two is not None:
+            return fused_mlp(x, *one, *two, name)
     if fused_first:
         hidden = linear_act(activation[0], first, x, activation[1], activation[2])
     else:
@@ -207,11 +209,12 @@ def _softmax(called: Any, x: Tensor, dim: Any = None, *args: Any, **options: Any
     return REGISTRY["softmax"].public(x, dim, dtype=dtype)
 
 
-def _as_given(public: Callable[..., Any], most: int) -> Callable[..., Any]:
-    """The fused function under torch's arguments: positional ones beyond `most` and unknown options are torch's own affair."""
+def _as_given(public: Callable[..., Any]) -> Callable[..., Any]:
+    """The fused function under torch's arguments: what it has no parameter for is torch's own affair."""
+    names = frozenset(inspect.signature(public).parameters)
 
     def call(called: Any, *args: Any, **options: Any) -> Any:
-        if len(args) > most or not set(options) <= {"weight", "bias", "eps", "normalized_shape"}:
+        if len(args) > len(names) or not names.issuperset(options):
             return called(*args, **options)
         return public(*args, **options)
 
@@ -241,11 +244,12 @@ def _spellings(function: Any) -> tuple[Any, ...]:
 
 
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    spelling: _softmax if op.name == "softmax" else _as_given(op.public, 5)
+    spelling: _softmax if op.name == "softmax" else _as_given(op.public)
     for op in REGISTRY.values()
     for spelling in _spellings(op.torch_fn)
 }
 """{torch's function: the fused one}, of the ops that replace a function of torch.nn.functional."""
+FUNCTION_NAMES = frozenset(function.__name__ for function in _FUNCTIONS)
 
 
 def instead(value: Any, original: Any, fused: Any) -> Any:

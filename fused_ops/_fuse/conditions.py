@@ -55,7 +55,7 @@ def replaced_forward(module: nn.Module) -> str | None:
 def parameters(module: nn.Module) -> str | None:
     """A reason when weight or bias is no ordinary float parameter: quantised, distributed, or computed by another module."""
     for name in ("weight", "bias"):
-        if computes(type(module)):
+        if isinstance(getattr(type(module), name, None), property):
             return f"{name} is no parameter but computed (parametrisation, weight or spectral norm)"
         tensor = getattr(module, name, None)
         if tensor is None:
@@ -72,11 +72,6 @@ def parameters(module: nn.Module) -> str | None:
         if tensor.layout is not torch.strided:
             return f"{name} has layout {tensor.layout}"
     return None
-
-
-def computes(cls: type[nn.Module]) -> bool:
-    """Whether a class has a property for weight or bias: reading it runs code, spectral norm's for one, which is to run once."""
-    return isinstance(getattr(cls, "weight", None), property) or isinstance(getattr(cls, "bias", None), property)
 
 
 def takes(x: Any) -> bool:

@@ -15,7 +15,7 @@ from .run import Run
 from .sequential import FusedSequential
 from .sites import PARTS
 from .swap import original_class
-from .verdicts import described, unfit
+from .verdicts import described, unfit, unfit_activation
 
 
 def is_sequential(cls: type[nn.Module]) -> bool:
@@ -55,7 +55,12 @@ def neighbours(
             after = f"the end of {holder}" if following is None else described(following)
             run.follows.setdefault(id(linear), f"no activation follows ({after} does)")
             continue
-        reason = unfit_holder or run.refuses(linear) or unfit(linear) or _activation_reason(following)
+        reason = (
+            unfit_holder
+            or run.refuses(linear)
+            or unfit(linear)
+            or unfit_activation(following, run.names.get(id(following), "").rpartition(".")[2])
+        )
         if reason is None and not ops:
             reason = '"linear" is not in ops'
         path, cls = run.names.get(id(linear), ""), type(linear).__name__
@@ -76,15 +81,3 @@ def neighbours(
             run.record(name, holder, "mlp", status, detail, key=path if run.has(name, "mlp") else "")
             fused = True
     return fused
-
-
-def _activation_reason(activation: nn.Module) -> str | None:
-    reason = conditions.hooks(activation) or conditions.replaced_forward(activation)
-    if reason is not None:
-        return f"its activation {reason}"
-    return None if activation_of(activation) is not None else unknown(activation)
-
-
-def unknown(activation: Any) -> str:
-    """The reason for an activation that fused_linear lacks."""
-    return f"no activation of fused_linear's follows ({described(activation)} does)"

@@ -30,6 +30,7 @@ class Run:
         self.used: set[int] = set()
         self.follows: dict[int, str] = {}
         self._found: dict[tuple[str, str, str], Candidate] = {}
+        self._rows: set[tuple[str, str]] = set()
         self._refused: dict[int, str | None] = {}
         self._planned: list[tuple[nn.Module, Class, dict[str, Any], tuple[str, ...]]] = []
 
@@ -55,9 +56,10 @@ class Run:
         before = self._found.get((name, op, key))
         if before is None or (rank.index(status), count) >= (rank.index(before.status), before.count):
             self._found[name, op, key] = Candidate(name, module, op, status, detail, count)
+            self._rows.add((name, op))
 
     def has(self, name: str, op: str) -> bool:
-        return any(known[:2] == (name, op) for known in self._found)
+        return (name, op) in self._rows
 
     def plan(self, module: nn.Module, put: Class, remove: tuple[str, ...] = (), **attributes: Any) -> None:
         """Have module changed by apply, unless it is that already."""

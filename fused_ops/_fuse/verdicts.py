@@ -84,17 +84,12 @@ def _reason(site: Site, row: tuple[Any, ...], scope: Scope, refused: Refuse, res
     for linear in linears:
         if (reason := refused(linear) or unfit(linear)) is not None:
             return reason
-    if isinstance(activation, nn.Module):
-        reason = conditions.hooks(activation) or conditions.replaced_forward(activation)
-        if reason is not None:
-            return f"its activation {spelled(site.activation.called)} {reason}"
     given = _given(site.activation, scope)
     if given is None:
         return f"an option of its activation {spelled(site.activation.called)} is not known"
-    name = activation_of(activation, *given)
-    if name is None:
-        return f"no activation of fused_linear's follows ({described(activation)} does)"
-    result.activation = result.activation or name
+    if (reason := unfit_activation(activation, spelled(site.activation.called), *given)) is not None:
+        return reason
+    result.activation = result.activation or activation_of(activation, *given) or ""
     if site.op == "gated_linear":
         return None if _same_inputs(site) and _same_shape(linears) else "its gate and its other half have different inputs"
     return None
@@ -107,14 +102,24 @@ def unfit(linear: nn.Module) -> str | None:
     return conditions.hooks(linear) or conditions.replaced_forward(linear) or conditions.parameters(linear)
 
 
+def unfit_activation(activation: Any, where: str, *given: Any) -> str | None:
+    """Why an activation, called with further arguments and options, cannot be part of a fused call."""
+    if isinstance(activation, nn.Module):
+        reason = conditions.hooks(activation) or conditions.replaced_forward(activation)
+        if reason is not None:
+            return f"its activation {where} {reason}"
+    if activation_of(activation, *given) is None:
+        return f"no activation of fused_linear's follows ({described(activation)} does)"
+    return None
+
+
 def _function(site: Site, scope: Scope) -> Verdict | None:
     """A function of torch.nn.functional, or a tensor's softmax."""
     assert site.called is not None
     if site.op == "softmax_method":
         assert isinstance(site.called, ast.Attribute)
         owners = scope.objects(site.called.value)
-        is_tensor = not owners and not _is_module_name(site.called.value, scope)
-        return Verdict(site, "softmax", where="Tensor.softmax") if is_tensor else None
+        return None if owners else Verdict(site, "softmax", where="Tensor.softmax")
     made = isinstance(site.called, ast.Call)
     ops = {_op_of(called, made) for called in scope.objects(site.called)}
     (op,) = ops if len(ops) == 1 else (None,)
@@ -126,10 +131,6 @@ def _op_of(called: Any, made: bool) -> str | None:
     if isinstance(called, nn.Module):
         return op_of_function(F.softmax) if made and type(called) is nn.Softmax else None
     return op_of_function(called) if callable(called) else None
-
-
-def _is_module_name(node: ast.expr, scope: Scope) -> bool:
-    return isinstance(node, ast.Name) and node.id == scope.source.self_name and scope.module is not None
 
 
 def _may_be_linear(found: Any) -> bool:
@@ -151,10 +152,7 @@ def _given(applied: Applied, scope: Scope) -> tuple[tuple[Any, ...], dict[str, A
 
 def _may_stand_between(step: Applied, scope: Scope) -> bool:
     found = [] if isinstance(step.called, str) else scope.objects(step.called)
-    names = ("dropout",)
-    return bool(found) and all(
-        isinstance(f, (nn.Dropout, nn.Identity)) if isinstance(f, nn.Module) else getattr(f, "__name__", "") in names for f in found
-    )  # fmt: skip
+    return bool(found) and all(f is F.dropout or isinstance(f, (nn.Dropout, nn.Identity)) for f in found)
 
 
 def _same_inputs(site: Site) -> bool:
