@@ -22,6 +22,7 @@ from torch import nn
 
 from . import calls, chains
 from .flow import Flow
+from .methods import reached
 from .norm_formula import NormFormula
 from .norm_forward import norm_forward
 from .sites import Applied, Site, applied_at, is_linear_call, sites
@@ -104,7 +105,9 @@ def _class(made: Made) -> type[nn.Module]:
     if mixin is not None and base.forward is mixin.__mro__[1].forward:
         members["forward"] = _while_it_stands(base, "forward", base.forward, mixin.forward)
     if made.formula is not None:
-        members["forward"] = _while_it_stands(base, "forward", base.forward, norm_forward(base.forward, made.formula))
+        helpers = {name: method for name, method in reached(base).items() if name != "forward"}
+        forward = norm_forward(base.forward, made.formula, helpers)
+        members["forward"] = _while_it_stands(base, "forward", base.forward, forward)
     mixins = () if made.mixin is None else (made.mixin,)
     bases = (FusedModule, *mixins) if any(issubclass(mixin, base) for mixin in mixins) else (FusedModule, base, *mixins)
     meta = type(base)

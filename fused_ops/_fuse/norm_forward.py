@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,19 +14,28 @@ from .conditions import takes
 from .norm_formula import NormFormula
 
 
-def norm_forward(original: Callable[..., Any], formula: NormFormula) -> Callable[..., Any]:
-    """A forward that computes by formula's op, or by original where the call or the module is not what formula is of."""
+def norm_forward(original: Callable[..., Any], formula: NormFormula, helpers: Mapping[str, Any]) -> Callable[..., Any]:
+    """A forward that computes by formula's op, or by original where the call or the module is not what formula is of.
+
+    helpers: the methods that original calls, by name, as the formula was told from them.
+    """
+    methods = tuple(helpers.items())
     public = REGISTRY[formula.op].public
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         x = _only(args, kwargs, formula.input)
         weight = None if formula.weight is None else getattr(self, formula.weight)
-        if not _holds(self, x, weight, formula):
+        if not (_holds(self, x, weight, formula) and all(_is_own(self, name, method) for name, method in methods)):
             return original(self, *args, **kwargs)
         eps = formula.eps if isinstance(formula.eps, float) else getattr(self, formula.eps)
         return public(x, x.shape[-1:], weight, eps)
 
     return forward
+
+
+def _is_own(module: Any, name: str, method: Any) -> bool:
+    """Whether a module's method is what its class had when the formula was told."""
+    return name not in module.__dict__ and getattr(type(module), name) is method
 
 
 def _only(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:

@@ -1,4 +1,4 @@
-"""A Linear whose weight or bias is computed, put aside or taken away after fuse: what it computes then is what counts."""
+"""What a Linear or a norm reads may be computed, put aside or replaced after fuse: what it computes then is what counts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.nn.utils import parametrize
 
 from fused_ops import fuse
 from tests.fuse.doors import assert_fuses_linears, assert_same, x4
+from tests.fuse.norm_modules import WeightUp
+from tests.fuse.test_fuse import fused_calls
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -85,3 +87,18 @@ def test_what_a_linear_reads_is_what_is_computed(change: Callable[[nn.Module, st
         change(changed.get_submodule(part), name)
         change(fused.get_submodule(part), name)
         assert_same(changed, fused, lambda m: m(x4()))
+
+
+@pytest.mark.parametrize("where", ["class", "instance", "neither"])
+def test_a_helper_of_a_norm_that_is_another_by_then_is_called(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A norm is told by what its methods compute: one that is replaced later counts."""
+    model = nn.Sequential(WeightUp(4, with_scale=True))
+    assert [c.status for c in fuse(model)] == ["fused"]
+    x = x4().float()
+    if where == "class":
+        monkeypatch.setattr(WeightUp, "_norm", lambda self, x: x * 3)
+    elif where == "instance":
+        monkeypatch.setitem(model[0].__dict__, "_norm", lambda x: x * 3)
+    changed = torch.allclose(model(x), x * 3)
+    assert changed is (where != "neither")
+    assert ("rms_norm_fwd" in fused_calls(model, x)) is (where == "neither")
