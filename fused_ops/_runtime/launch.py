@@ -18,6 +18,7 @@ _traced_type: type[Tensor] | None = None  # of the tensors that a compiler trace
 _traced_launch: Callable[[Any, int, tuple[Any, ...], dict[str, Any]], None]
 
 _recorder: Callable[[Any, int, tuple[Any, ...], dict[str, Any]], bool] | None = None
+_interpreting = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -95,8 +96,9 @@ def _launch_otherwise(planned: Planned, grid: int, sizes: tuple[int, ...], tenso
         return
     device = planned.device
     try:
-        if device < 0:  # the interpreter
-            kernel[(grid,)](*tensors, *sizes, **options)
+        if device < 0:  # the interpreter, which changes triton.language for as long as a kernel runs
+            with _interpreting:
+                kernel[(grid,)](*tensors, *sizes, **options)
         elif device == _current_device():
             planned.run(_current_stream(device), grid, sizes, tensors)
         else:

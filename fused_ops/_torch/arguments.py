@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -54,8 +54,35 @@ def require_device(op: str, argument: str, tensor: Tensor, device: torch.device)
 
 
 def require_shape(op: str, argument: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    if tuple(tensor.shape) != tuple(shape):
+    if not same_shape(tensor.shape, shape):
         refuse(RuntimeError, op, argument, f"shape {tuple(tensor.shape)}", f"shape {tuple(shape)}")
+
+
+def is_one(size: Any) -> bool:
+    """Whether a size is 1. One that depends on data (x[mask], compiled) counts as not 1, whatever it will be."""
+    if type(size) is int and not torch.compiler.is_compiling():
+        return size == 1
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(size == 1)
+
+
+def same_shape(shape: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two shapes are equal. Where a size depends on data, it is asserted to be when the compiled function runs."""
+    return len(shape) == len(other) and all(_same(m, n) for m, n in zip(shape, other))
+
+
+def _same(m: Any, n: Any) -> bool:
+    if type(m) is int and type(n) is int and not torch.compiler.is_compiling():
+        return m == n
+    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
+
+    if guard_or_false(m == n):
+        return True
+    if not guard_or_true(m == n):
+        return False
+    torch._check(m == n)
+    return True
 
 
 def refuse_gradients(op: str, tensors: Iterable[tuple[str, Tensor | None]]) -> None:

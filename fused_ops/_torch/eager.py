@@ -38,13 +38,15 @@ def fast_path(first: Tensor, *others: Tensor | None) -> str | None:
 
     Returns:
         "aten": CPU tensors, none of which needs a gradient. The caller may run one ATen function instead of the whole op: ATen
-            itself handles transforms, forward-mode AD, autocast and bad arguments.
+            itself handles transforms, forward-mode AD and bad arguments.
         "cuda", "cuda grad", "cpu grad": tensors on one device, without or with one that needs a gradient. The caller may run
             the implementation for that device, once it has checked the arguments.
         None: something else takes part in the call (see the module's docstring), the kernels are interpreted, or a tensor has
             its negative bit set, which the dispatcher resolves.
     """
-    if _is_compiling() or _modes() or _function_modes() or _profiling() or _tracing() or type(first) not in _ORDINARY_TYPES:
+    if _is_compiling() or _modes() or _function_modes() or _profiling() or _tracing() or _any_autocast():
+        return None
+    if type(first) not in _ORDINARY_TYPES:
         return None
     recording = _grad_enabled()
     needed = recording and first.requires_grad
@@ -67,7 +69,7 @@ def fast_path(first: Tensor, *others: Tensor | None) -> str | None:
                 if type(tensor) not in _ORDINARY_TYPES or tensor.get_device() != device or tensor.is_neg():
                     return None
                 needed = needed or (recording and tensor.requires_grad)
-    if _transforms() or _any_autocast() or forward_ad._current_level >= 0:
+    if _transforms() or forward_ad._current_level >= 0:
         return None
     return ("cpu grad" if first.is_cpu else "cuda grad") if needed else "cuda"
 

@@ -162,3 +162,31 @@ def test_torch_function_override_sees_the_public_function(op: Op) -> None:
             assert isinstance(ours, Logged)
             bits, expected_bits = (t.as_subclass(Tensor).view(torch.uint8) for t in (ours, theirs))
             assert torch.equal(bits, expected_bits)
+
+
+@pytest.mark.parametrize("op", [pytest.param(op, id=name) for name, op in REGISTRY.items() if not op.trains])
+def test_forward_only_ops_have_tangents(op: Op) -> None:
+    """An op without gradients is a function of its float tensors all the same: forward-mode AD and jacfwd give its derivative."""
+    sample = op.example("cpu", torch.float32)
+    places = [i for i, a in enumerate(sample.args) if isinstance(a, Tensor) and a.dtype is torch.float32]
+    assert places
+    for i in places:
+        given = sample.args[i]
+
+        def of(function: Any, tensor: Tensor, i: int = i) -> tuple[Tensor, ...]:
+            out = function(*sample.args[:i], tensor, *sample.args[i + 1 :], **sample.kwargs)
+            return tuple(t for t in (out if isinstance(out, tuple) else (out,)) if t.itemsize > 1)  # fp8 has no tangent
+
+        tangent = torch.randn(given.shape, generator=torch.Generator().manual_seed(i))
+        ours, theirs = (jvp(lambda t, f=f: of(f, t), (given,), (tangent,))[1] for f in (op.public, op.torch_fn))
+        torch.testing.assert_close(ours, theirs)
+        assert all(t.any() for t in ours)
+        with forward_ad.dual_level():
+            duals = [forward_ad.unpack_dual(t).tangent for t in of(op.public, forward_ad.make_dual(given, tangent))]
+        torch.testing.assert_close(tuple(duals), theirs)
+        first = given.flatten()[:2]
+
+        def few(function: Any, part: Tensor, given: Tensor = given) -> Tensor:
+            return of(function, torch.cat([part, given.flatten()[len(part) :]]).view(given.shape))[-1].flatten()[:5]
+
+        torch.testing.assert_close(jacfwd(lambda p: few(op.public, p))(first), jacfwd(lambda p: few(op.torch_fn, p))(first))

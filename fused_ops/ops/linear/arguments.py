@@ -53,7 +53,8 @@ def fits(x: Tensor, operands: tuple[Operand, ...], activation: str | None, *tens
 def check(op: str, input: Tensor, operands: Sequence[Operand], autocast: bool, *tensors: Tensor | None) -> None:
     """Refuse, in words, what the op cannot multiply. The first operand holds K.
 
-    Each tensor is a float tensor on input's device and, unless autocast is going to cast it, of input's dtype.
+    Each tensor is a float tensor on input's device and of input's dtype, unless autocast is going to cast both: it casts no
+    float64.
     """
     require_tensor(op, "input", input)
     require_float(op, "input", input)
@@ -77,7 +78,7 @@ def check(op: str, input: Tensor, operands: Sequence[Operand], autocast: bool, *
                 refuse(RuntimeError, op, operand.name, f"shape {tuple(tensor.shape)}", f"shape {_said(operand.dims)}")
             require_float(op, operand.name, tensor)
             require_device(op, operand.name, tensor, input.device)
-            if tensor.dtype is not input.dtype and not autocast:
+            if tensor.dtype is not input.dtype and not (autocast and torch.float64 not in (tensor.dtype, input.dtype)):
                 refuse(RuntimeError, op, operand.name, tensor.dtype, f"the dtype of input, {input.dtype}")
 
 
@@ -86,7 +87,7 @@ def _said(dims: tuple[int, ...]) -> str:
 
 
 def cast_all(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
-    """Everything in the autocast dtype, as torch's linear under autocast; None stays None, float64 as it is."""
+    """Everything in the autocast dtype, as torch's linear under autocast; None stays None, and where x is float64, so are all."""
     if x.dtype is torch.float64:
         return (x, *others)
     dtype = torch.get_autocast_dtype(x.device.type)

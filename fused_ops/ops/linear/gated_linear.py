@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..._torch.autograd import autocasting, gradient_of_saved, needs_grad, runs_aten
+from ..._torch.autograd import autocasting, gradient_of_saved, needed_gradients, needs_grad, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
@@ -57,7 +57,7 @@ class _GatedLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dg: Tensor | None, du: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, gate_weight, up_weight, g, u = ctx.saved_tensors
         dg, du = gradient_of_saved(dg), gradient_of_saved(du)
-        *needs, _ = ctx.needs_input_grad
+        *needs, _ = needed_gradients(ctx)
         need_dx, need_dwg, need_dwu, need_dbg, need_dbu = needs
         if torch.is_grad_enabled() or dg is not None or du is not None or dy is None:
             if dy is not None:
@@ -100,7 +100,7 @@ def fused_gated_linear(
 
     Both products accumulate in fp32 from one read of input, and the gate is applied before rounding. For the backward the two
     pre-activations are kept, rounded to input's dtype, and input only where a weight needs a gradient. Eager PyTorch keeps the
-    activated gate as well. Differentiable twice. Source: Shazeer, GLU Variants Improve Transformer, 2020.
+    activated gate as well. Differentiable twice. Gradients that are asked for in parts take no product twice. Source: Shazeer, GLU Variants Improve Transformer, 2020.
 
     Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
     """

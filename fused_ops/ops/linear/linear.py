@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._torch.arguments import FLOATS
-from ..._torch.autograd import autocasting, gradient_of_saved, needs_grad, runs_aten, take_saved
+from ..._torch.autograd import autocasting, gradient_of_saved, needed_gradients, needs_grad, runs_aten, take_saved
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
@@ -55,10 +55,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dpre: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, saved = take_saved(ctx)
         dpre = gradient_of_saved(dpre)
-        need_dx, need_dw, need_db, _ = ctx.needs_input_grad
+        need_dx, need_dw, need_db, _ = needs = needed_gradients(ctx)
         if torch.is_grad_enabled() or dpre is not None or dy is None:
             dpre = add(None if dy is None else times_derivative(dy, saved, ctx.activation), dpre)
-            return *linear_grads(dpre, x, weight, ctx.needs_input_grad[:3]), None
+            return *linear_grads(dpre, x, weight, needs[:3]), None
         db = None
         if ctx.activation != "none":  # a step of its own: what was saved for it is free before dx and dw take memory
             dy, _, db = _BWD(dy, dy, None, saved, ctx.activation, need_dx or need_dw, False, need_db)
@@ -103,6 +103,7 @@ def fused_linear(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, a
 
     Accumulates in fp32, and applies bias and activation before rounding. fp32 products follow
     torch.backends.cuda.matmul's TF32 setting. The pre-activation is stored only when a gradient needs it. Differentiable twice.
+    Gradients that are asked for in parts (torch.autograd.grad with retain_graph=True) take no product twice.
 
     Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
     """

@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 
 from ..._runtime.device import FP8
-from ..._torch.arguments import FLOATS, refuse, refuse_gradients, require_device, require_float, require_shape, require_tensor
+from ..._torch.arguments import (
+    FLOATS,
+    is_one,
+    refuse,
+    refuse_gradients,
+    require_device,
+    require_float,
+    require_shape,
+    require_tensor,
+    same_shape,
+)
+from ..._torch.autograd import runs_aten
 from ..._torch.eager import fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
@@ -79,6 +90,8 @@ def _fused_linear_fp8(
     if overrides(*tensors):
         return overridden(SPEC, tensors, *tensors, activation, out_dtype)
     _check(input, weight, input_scale, weight_scale, bias, out_dtype)
+    if runs_aten("linear_fp8"):
+        return linear_fp8_eager(*tensors, name, out_dtype)
     return _FWD(input, weight, input_scale, weight_scale, bias, name, out_dtype)
 
 
@@ -136,7 +149,7 @@ def _check(
     ):
         if scale.dtype is not torch.float32:
             refuse(RuntimeError, op, name, scale.dtype, "torch.float32")
-        if scale.numel() != 1 and tuple(scale.shape) not in shapes:
+        if not is_one(scale.numel()) and not any(same_shape(scale.shape, shape) for shape in shapes):
             refuse(RuntimeError, op, name, f"shape {tuple(scale.shape)}", f"one element, or one of the shapes {shapes}")
     if bias is not None:
         require_float(op, "bias", bias)

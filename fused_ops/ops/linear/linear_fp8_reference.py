@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..._torch.arguments import is_one
+from ..._torch.autograd import autocast_off
 from .activations import activate
 
 
@@ -20,10 +22,22 @@ def linear_fp8_eager(
     activation: Optional[str] = None,
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """What fused_linear_fp8 computes, in fp32 on dequantised tensors."""
+    """What fused_linear_fp8 computes, in fp32 on dequantised tensors, whatever autocast says."""
     if activation is None:
         activation = "none"
-    xs = input_scale if input_scale.numel() == 1 else input_scale.reshape(input.shape[:-1]).unsqueeze(-1)
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return _formula(input, weight, input_scale, weight_scale, input_scale.numel() == 1, bias, activation, out_dtype)
+    else:
+        with autocast_off(input):
+            one = is_one(input_scale.numel())
+            return _formula(input, weight, input_scale, weight_scale, one, bias, activation, out_dtype)
+
+
+def _formula(
+    input: Tensor, weight: Tensor, input_scale: Tensor, weight_scale: Tensor, one: bool, bias: Optional[Tensor], activation: str,
+    out_dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    xs = input_scale.reshape([]) if one else input_scale.reshape(input.shape[:-1]).unsqueeze(-1)
     product = F.linear(input.float(), weight.float()) * xs.float() * weight_scale.reshape(-1).float()
     return activate(product if bias is None else product + bias.float(), activation).to(out_dtype)
 
@@ -38,4 +52,5 @@ def linear_fp8_reference(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """y (..., N) in ATen. x (..., K), weight (N, K) e4m3; scales fp32 of one element, or of x.shape[:-1] and of (N,)."""
-    return linear_fp8_eager(x, weight, input_scale, weight_scale, bias, activation, out_dtype).contiguous()
+    one = is_one(input_scale.numel())
+    return _formula(x, weight, input_scale, weight_scale, one, bias, activation, out_dtype).contiguous()

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..._torch.autograd import autocasting, gradient_of_saved, needs_grad, runs_aten, take_saved
+from ..._torch.autograd import autocasting, gradient_of_saved, needed_gradients, needs_grad, runs_aten, take_saved
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
@@ -59,14 +59,15 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dpre: Tensor | None, dh: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight1, weight2, pre, h = take_saved(ctx)
-        *needs, _, _ = ctx.needs_input_grad
+        *needs, _, _ = needed_gradients(ctx)
         saved = h if pre is None else pre
         dpre, dh = gradient_of_saved(dpre), gradient_of_saved(dh)
         if torch.is_grad_enabled() or dpre is not None or dh is not None or dy is None:
             dw2 = db2 = None
             if dy is not None:
                 hidden = activate(pre, ctx.activation) if h is None and pre is not None else h
-                through, dw2, db2 = linear_grads(dy, hidden, weight2, (weight2 is not None, *needs[3:]))
+                below = any(needs[:3]) and weight2 is not None
+                through, dw2, db2 = linear_grads(dy, hidden, weight2, (below, *needs[3:]))
                 dh = add(through, dh)
             if dh is not None:
                 dpre = add(times_derivative(dh, saved, ctx.activation), dpre)
@@ -74,8 +75,7 @@ class _Mlp(torch.autograd.Function):
         need_dx, need_dw1, need_db1, need_dw2, need_db2 = needs
         weight2 = dy.new_empty(()).expand(ctx.shapes[1]) if weight2 is None else weight2  # only its shape is read
         dpre, db1, dw2, db2 = _BWD(
-            dy, weight2, dy if saved is None else saved, dy.new_empty((0,)) if h is None else h, ctx.activation,
-            need_dx or need_dw1, need_db1, need_dw2, need_db2,
+            dy, weight2, dy if saved is None else saved, h, ctx.activation, need_dx or need_dw1, need_db1, need_dw2, need_db2,
         )  # fmt: skip
         del saved, pre, h  # free before dx and dw1 take memory
         dx, dw1, db1 = linear_backward(dpre, x, weight1, ctx.shapes[0], need_dx, need_dw1, False, db1)
@@ -115,7 +115,8 @@ def fused_mlp(
 
     The two products accumulate in fp32, and the hidden layer between them is rounded to input's dtype. In the backward, the
     epilogue of dy @ weight2 computes the activation's derivative and bias1's gradient before rounding, so the hidden layer's
-    gradient is never stored. Differentiable twice.
+    gradient is never stored: gradients that are asked for in parts, the input's and then the weights', take dy @ weight2 twice.
+    Differentiable twice.
 
     Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
     """
@@ -171,7 +172,7 @@ SPEC = define(
         roles=Roles("x w b W B - - -", "z y6 y7"),
         backward=Backward(
             schema=(
-                "(Tensor dy, Tensor weight2, Tensor saved, Tensor h, str activation, bool need_dpre, bool need_db1,"
+                "(Tensor dy, Tensor weight2, Tensor saved, Tensor? h, str activation, bool need_dpre, bool need_db1,"
                 " bool need_dw2, bool need_db2) -> (Tensor dpre, Tensor db1, Tensor dw2, Tensor db2)"
             ),
             reference=mlp_bwd_reference,

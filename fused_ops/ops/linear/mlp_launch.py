@@ -38,7 +38,7 @@ def infer_launch(
 
 
 def mlp_bwd_launch(
-    dy: Tensor, weight2: Tensor, saved: Tensor, h: Tensor, activation: str,
+    dy: Tensor, weight2: Tensor, saved: Tensor, h: Tensor | None, activation: str,
     need_dpre: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """mlp_bwd_reference by kernels; dpre and the partial sums of db1 come from the epilogue of dy @ weight2.
@@ -59,14 +59,13 @@ def mlp_bwd_launch(
 
     if need_db2:
         _, db2 = act_bwd(rows, rows, "none", False, True)
-    stored = h.numel() == M * H
-    if need_dw2 and not stored:
+    if need_dw2 and h is None:
         dw2 = weight_gradient(activated(saved.contiguous(), activation))
     if need_dpre or need_db1:
         dpre = torch.empty((*dy.shape[:-1], H), dtype=dy.dtype, device=dy.device)
         db1 = _through_activation(rows, weight2, saved, dpre.view(M, H), activation, need_db1)
         dpre = dpre if need_dpre else none
-    if need_dw2 and stored:
+    if need_dw2 and h is not None:
         dw2 = weight_gradient(h)
     return dpre, db1, dw2, db2
 

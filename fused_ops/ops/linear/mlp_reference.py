@@ -55,13 +55,13 @@ def infer_reference(
 
 
 def mlp_bwd_reference(
-    dy: Tensor, weight2: Tensor, saved: Tensor, h: Tensor, activation: str,
+    dy: Tensor, weight2: Tensor, saved: Tensor, h: Tensor | None, activation: str,
     need_dpre: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dpre, db1, dw2, db2) in ATen: all but the first layer's products, which are fused_linear's. dpre (..., H) is the
     pre-activation's gradient. A gradient not needed is an empty tensor.
 
-    saved (..., H) is the pre-activation, or h for relu; any tensor where the activation is none. h may be empty: then it is
+    saved (..., H) is the pre-activation, or h for relu; any tensor where the activation is none. Without h it is
     computed again from saved.
     """
     (N, H), M = weight2.shape, math.prod(dy.shape[:-1])
@@ -75,7 +75,7 @@ def mlp_bwd_reference(
         dpre = gradient.to(dy.dtype).reshape((*dy.shape[:-1], H)).contiguous() if need_dpre else none
         db1 = gradient.sum(0).to(dy.dtype) if need_db1 else none
     if need_dw2:
-        hidden = h.reshape(M, H) if h.numel() == M * H else activate(saved.reshape(M, H), activation)
+        hidden = activate(saved.reshape(M, H), activation) if h is None else h.reshape(M, H)
         dw2 = (rows.t() @ hidden).contiguous()
     if need_db2:
         db2 = rows.to(wide).sum(0).to(dy.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._torch.arguments import refuse_gradients
+from ..._torch.autograd import runs_aten
 from ..._torch.eager import fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
@@ -66,6 +67,8 @@ def _fused_layernorm_fp8(
         return overridden(SPEC, (input, weight, bias), input, shape, weight, bias, eps)
     check("fused_layernorm_fp8", input, shape, weight=weight, bias=bias)
     refuse_gradients("fused_layernorm_fp8", (("input", input), ("weight", weight), ("bias", bias)))
+    if runs_aten("layer_norm_fp8"):
+        return layer_norm_fp8_eager(input, shape, weight, bias, eps)  # type: ignore[arg-type]
     return over_rows(lambda x, w, b: _FWD(x, w, b, eps), input, shape, weight, bias)
 
 

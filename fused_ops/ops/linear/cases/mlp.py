@@ -92,7 +92,7 @@ def fwd_bound(
 
 
 def bwd_bound(
-    dy: Tensor, weight2: Tensor, saved: Tensor, h: Tensor, activation: str,
+    dy: Tensor, weight2: Tensor, saved: Tensor, h: Tensor | None, activation: str,
     need_dpre: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
 ) -> tuple[Expected | None, ...]:  # fmt: skip
     """dy @ weight2 errs by sqrt(N) sum|dy w|, and h, where it is computed again, is rounded before its product."""
@@ -102,8 +102,8 @@ def bwd_bound(
     D, W2 = dy.double().reshape(M, N), weight2.double()
     given = activation != "none" and saved.numel() == M * H  # else nothing that is needed reads it
     S = saved.double().reshape(M, H) if given else D.new_zeros((M, H))
-    stored = h.numel() == M * H
-    hidden = h.double().reshape(M, H) if stored else ACTIVATIONS[activation](S)
+    stored = h is not None
+    hidden = ACTIVATIONS[activation](S) if h is None else h.double().reshape(M, H)
     rounding = 0.505 * torch.finfo(dy.dtype).eps * 2**24
     dh = D @ W2
     dpre = dh * activation_derivative(S, activation)
