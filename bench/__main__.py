@@ -80,13 +80,14 @@ def _report(args: argparse.Namespace) -> int:
     try:
         results = results_file(args.results)
         from .report import write_report
-    except FileNotFoundError as error:
+
+        print(f"wrote {write_report(results, args.out or results.parent)}")
+    except (OSError, ValueError) as error:
         print(f"python -m bench: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"python -m bench: the report needs {error.name}: pip install 'fused-ops[bench]'", file=sys.stderr)
         return 2
-    print(f"wrote {write_report(results, args.out or results.parent)}")
     return 0
 
 

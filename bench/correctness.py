@@ -30,6 +30,7 @@ from typing import Any
 from .correctness_plugin import short
 from .correctness_worker import DUMP_S, Worker, place
 from .environment import ROOT, alone
+from .files import lines
 
 OUTCOMES = ("passed", "failed", "error", "lost", "hang", "skipped")
 BAD = ("failed", "error", "lost", "hang")
@@ -293,8 +294,7 @@ def kernel_of(text: str) -> str:
 
 def failures(path: Path) -> set[str]:
     """The tests that did not pass in an earlier CSV."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return {line["test"] for line in csv.DictReader(file) if line["outcome"] in BAD}
+    return {line["test"] for line in csv.DictReader(lines(path)) if line["outcome"] in BAD}
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

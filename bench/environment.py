@@ -58,7 +58,9 @@ def cpu_name() -> str:
 def commit() -> str:
     """What FUSED_OPS_COMMIT says, which knows better where files were carried beside an older repository; else the checkout's
     short commit, with "+" when tracked files differ from it; outside a repository ""."""
-    if said := os.environ.get("FUSED_OPS_COMMIT", ""):
+    from fused_ops._runtime import settings  # it imports torch: not before it is asked for
+
+    if said := settings.commit():
         return said
     sha = _output("git", "rev-parse", "--short=12", "HEAD")
     changed = _output("git", "status", "--porcelain", "--untracked-files=no")

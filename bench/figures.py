@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .files import read_text
 from .headline import headline_tasks
 from .record import KEY, read
 
@@ -26,7 +27,7 @@ def rewritten(text: str, results: Path) -> str | None:
 def figures(folder: Path) -> str:
     """One GPU's table in Markdown: the headline rows of ours that were measured, and on what."""
     rows = read(folder / "results.csv")
-    calls = json.loads((folder / "machine.json").read_text())["calls"]
+    calls = json.loads(read_text(folder / "machine.json"))["calls"]
     found = {(*(row[k] for k in KEY), row["provider"]): row for row in rows if row["status"] in ("ok", "wrong", "error")}
     lines = [_title(folder, calls), "", _cells(HEAD), "|" + "---|" * len(HEAD)]
     wrong = []

@@ -11,6 +11,7 @@ from typing import Any
 
 from fused_ops._tools.forecast import GPUS, MODEL_VERSION, Forecast, forecast, kernels_hash, variant_of
 
+from .files import lines
 from .headline import headline_tasks
 from .record import KEY
 from .results_format import write_whole
@@ -52,11 +53,10 @@ def write_forecast(folder: Path, gpu: str) -> Path:
 
 def read_forecast(path: Path) -> list[dict[str, str]]:
     """The rows of a forecast.csv. Raises ValueError where it is none."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != FORECAST_COLUMNS:
-            raise ValueError(f"{path}: no forecast: its columns are {reader.fieldnames}, not {list(FORECAST_COLUMNS)}")
-        return list(reader)
+    reader = csv.DictReader(lines(path))
+    if tuple(reader.fieldnames or ()) != FORECAST_COLUMNS:
+        raise ValueError(f"{path}: no forecast: its columns are {reader.fieldnames}, not {list(FORECAST_COLUMNS)}")
+    return list(reader)
 
 
 def residuals(forecasts: Iterable[Mapping[str, str]], measured: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:

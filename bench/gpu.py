@@ -25,6 +25,7 @@ from typing import Any
 
 from .environment import ROOT, alone
 from .failure import CONTEXT_LOST
+from .files import read
 from .plans import CLOSE_S, GRACE_S, PLANS, Plan, Step
 from .results_format import machine_record, pack, write_machine, write_whole
 
@@ -163,17 +164,17 @@ class Run:
         merge_json(sorted(self.parts.glob("*.json")), self.out / "benchmark.json")
         tables = sorted((self.parts / "tables").glob("*.json"))
         if tables:
-            write_whole(self.out / "tuned.json", tables[-1].read_bytes())
+            write_whole(self.out / "tuned.json", read(tables[-1]))
         pack(self.out)
 
     def drift(self) -> str:
         """A sentence for each limit of the hardware that moved during the run."""
-        from .record import read
+        from .record import read as read_rows
         from .roofline import drift
 
         results = self.out / "results.csv"
         try:
-            said = drift(read(results)) if results.exists() else []
+            said = drift(read_rows(results)) if results.exists() else []
         except ValueError as error:  # a damaged file: the rest of the summary is still true
             said = [f"results.csv could not be read: {error}"]
         return "".join(f"\n{sentence}\n" for sentence in said)
@@ -189,7 +190,7 @@ class Run:
     def finished(self) -> set[str]:
         """The steps that an earlier run into out has ended well; they stay in its record."""
         file = self.out / "machine.json"
-        earlier = json.loads(file.read_text())["steps"] if file.exists() else []
+        earlier = json.loads(read(file))["steps"] if file.exists() else []
         self.done = [s for s in earlier if s["status"] == "ok"]
         return {s["name"] for s in self.done}
 
@@ -249,7 +250,7 @@ def merge_json(parts: list[Path], target: Path) -> None:
     benchmarks: list[object] = []
     for part in parts:
         try:
-            content = json.loads(part.read_text())
+            content = json.loads(read(part))
         except ValueError:
             continue
         for benchmark in content.pop("benchmarks"):

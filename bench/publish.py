@@ -20,6 +20,7 @@ from fused_ops._runtime.tuned_kernels import KERNELS, source_hash
 
 from .environment import ROOT, gpu_folder
 from .figures import rewritten
+from .files import lines, read_text
 from .forecast import RESIDUAL_COLUMNS, read_forecast, residuals, said_of, table
 from .record import COLUMNS, KEY, annotate, read
 from .results_check import table_owner
@@ -123,13 +124,12 @@ def _filed(folder: Path) -> Results | None:
     """What is filed in folder already, or None."""
     if not (folder / "machine.json").is_file():
         return None
-    filed = Results(str(folder), json.loads((folder / "machine.json").read_text()))
+    filed = Results(str(folder), json.loads(read_text(folder / "machine.json")))
     filed.rows = read(folder / "results.csv") if (folder / "results.csv").is_file() else []
     if (folder / "correctness.csv").is_file():
-        with (folder / "correctness.csv").open(newline="") as file:
-            filed.correctness = list(csv.DictReader(file))
+        filed.correctness = list(csv.DictReader(lines(folder / "correctness.csv")))
     if (folder / "benchmark.json").is_file():
-        filed.benchmark = json.loads((folder / "benchmark.json").read_text())
+        filed.benchmark = json.loads(read_text(folder / "benchmark.json"))
     return filed
 
 
@@ -289,7 +289,7 @@ def _swap(staging: Path, target: Path) -> None:
 
 def _rewrite_readme(root: Path, done: Published) -> None:
     readme = root / "README.md"
-    text = readme.read_text() if readme.is_file() else ""
+    text = read_text(readme) if readme.is_file() else ""
     new = rewritten(text, root / "bench" / "results")
     if new is None:
         done.warnings.append("README.md has no <!-- figures --> and <!-- /figures -->: it was left as it is")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .environment import clocks, environment
+from .files import lines
 from .goals import judge
 from .roofline import Roofline
 
@@ -150,12 +151,11 @@ class Recorder:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV written here. A last line cut short is dropped."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames is None or not set(KEY) <= set(reader.fieldnames):
-            raise ValueError(f"{path}: no benchmark results: its columns are {reader.fieldnames}")
-        return [row for row in reader if None not in row.values()]
+    """The rows of a CSV written here. A last line cut short is dropped. Raises OSError and ValueError, as files.read_text."""
+    reader = csv.DictReader(lines(path))
+    if reader.fieldnames is None or not set(KEY) <= set(reader.fieldnames):
+        raise ValueError(f"{path}: no benchmark results: its columns are {reader.fieldnames}")
+    return [row for row in reader if None not in row.values()]
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:

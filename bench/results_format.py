@@ -17,6 +17,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from .files import read
+
 FORMAT = 1
 ARCHIVE = "results.tar.gz"
 FILES = ("machine.json", "results.csv", "correctness.csv", "benchmark.json", "tuned.json", "summary.md", "log.txt")
@@ -106,7 +108,7 @@ def pack(out: Path) -> list[str]:
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as archive:
         for name in FILES:
             try:
-                content = (out / name).read_bytes()
+                content = read(out / name)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -128,7 +130,7 @@ def pack(out: Path) -> list[str]:
 def _forget_host(path: Path) -> None:
     """Take the host's name out of pytest-benchmark's file. What is no such file stays as it is: the reader refuses it."""
     with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
-        content = json.loads(path.read_bytes())
+        content = json.loads(read(path))
         if content["machine_info"].get("node"):
             content["machine_info"]["node"] = ""
             write_whole(path, json.dumps(content).encode())

@@ -7,6 +7,8 @@ import io
 import tarfile
 from pathlib import Path
 
+from fused_ops._runtime.files import NotRegularError, open_regular, read_open
+
 from .results_check import check
 from .results_format import ARCHIVE, FILES, MAX_ARCHIVE, MAX_BYTES, FormatError, Results
 
@@ -32,22 +34,25 @@ def _folder(path: Path) -> dict[str, bytes]:
     files = {}
     for name in FILES:
         file = path / name
-        if file.is_symlink() or (file.exists() and not file.is_file()):
-            raise FormatError(f"{file}: no regular file")
-        if file.exists():
-            if file.stat().st_size > MAX_BYTES and name != "log.txt":
-                raise FormatError(f"{file}: {file.stat().st_size} bytes, allowed: {MAX_BYTES}")
-            files[name] = b"" if name == "log.txt" else file.read_bytes()
+        try:
+            with open_regular(file, links=False, max_bytes=None if name == "log.txt" else MAX_BYTES) as stream:
+                files[name] = b"" if name == "log.txt" else read_open(stream)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise FormatError(f"{file}: {error.strerror}") from None
     return files
 
 
 def _archive(path: Path) -> dict[str, bytes]:
     """The members of a packed run, by name. Nothing is written anywhere, whatever the members are called."""
     try:
-        with gzip.open(path) as stream:
+        with open_regular(path) as packed, gzip.open(packed) as stream:
             content = stream.read(MAX_ARCHIVE + 1)
     except FileNotFoundError:
         raise FormatError(f"{path}: no such file or folder") from None
+    except NotRegularError as error:
+        raise FormatError(f"{path}: {error.strerror}") from None
     except (OSError, EOFError, ValueError) as error:
         raise FormatError(f"{path}: no whole gzip file: {error}") from None
     if len(content) > MAX_ARCHIVE:

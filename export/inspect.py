@@ -46,7 +46,10 @@ def inspect_file(path: PathLike) -> dict[str, Any]:
 def _agrees(source: Path, sha256: str, manifest: dict[str, Any]) -> bool:
     external = manifest.get("external_data") or {}
     files = ((source.parent / Path(name).name, digest) for name, digest in external.items())  # beside it, wherever it points
-    return manifest["sha256"] == sha256 and all(file.is_file() and sha256_of(file) == digest for file, digest in files)
+    try:
+        return manifest["sha256"] == sha256 and all(sha256_of(file) == digest for file, digest in files)
+    except (OSError, ValueError):  # one of them is missing, unreadable or no regular file
+        return False
 
 
 def _onnx(source: Path) -> dict[str, Any]:

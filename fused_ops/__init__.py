@@ -11,6 +11,7 @@ from typing import Any
 
 from . import nn
 from ._fuse import FuseReport, fuse, unfuse
+from ._runtime.settings import check_ops as _check_ops
 from ._torch.compile import compile_with_aten
 from ._torch.spec import REGISTRY
 from .ops.linear.gated_linear import fused_gated_linear
@@ -27,6 +28,7 @@ __all__ = [
     "REGISTRY", "FuseReport", "compile_with_aten", "explain", "fuse", "fused_gated_linear", "fused_layernorm",
     "fused_layernorm_fp8", "fused_linear", "fused_linear_fp8", "fused_mlp", "fused_rmsnorm", "fused_softmax", "nn", "unfuse",
 ]  # fmt: skip
+_check_ops(REGISTRY)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fused_ops._runtime import settings
+
 from ..inputs import outputs
 from ..provider import Prepared, Provider, Unsupported, Workload, limited, missing, needs_cuda
 
 Table = dict[str, Callable[[Workload], Callable[..., Any]]]
-PREPARE_S = float(os.environ.get("FUSED_OPS_BENCH_PREPARE_S", "5"))
+PREPARE_S = settings.BENCH_PREPARE_S
 """The most seconds that a peer may compile and tune for one row: longer would cost the rows of the others."""
 
 

@@ -20,7 +20,8 @@ def register(app: typer.Typer) -> None:
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False) -> None:
     """Say what this installation runs and why: versions, GPU, the backend of each op, export targets, caches.
 
-    Exits with 1 if there is a GPU but the kernels cannot run on it, or if FUSED_OPS_BACKEND asks for what is not possible.
+    Exits with 1 if a variable of the environment was refused, if there is a GPU but the kernels cannot run on it, or if
+    FUSED_OPS_BACKEND asks for what is not possible.
 
     Example: fused-ops doctor --json | jq .ops
     """
@@ -36,7 +37,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
 
 
 def _problems(found: dict[str, Any]) -> list[str]:
-    problems = [f"{op['op']}: {op['reason']}" for op in found["ops"] if op["backend"] == "refused"]
+    problems = ["{variable}: got {got!r}, allowed: {allowed}".format(**refusal) for refusal in found["refused"]]
+    problems += [f"{op['op']}: {op['reason']}" for op in found["ops"] if op["backend"] == "refused"]
     gpu = found["gpu"]
     if gpu["available"] and found["packages"]["triton"] is None:
         problems.append("there is a GPU but no Triton: pip install triton")
@@ -74,6 +76,12 @@ def _print(found: dict[str, Any], problems: list[str]) -> None:
     ]
     machine.append(("launches", "{way}: {reason}".format(**found["launches"])))
     table("Installation", ("", ""), machine)
+    if found["refused"]:
+        rows = [(each["variable"], repr(each["got"]), each["allowed"]) for each in found["refused"]]
+        table("Refused: import fused_ops raises SettingError", ("variable", "got", "allowed"), rows)
+    if found["unknown"]:
+        unknown = [(each["variable"], each["nearest"] or "-") for each in found["unknown"]]
+        table("Variables that this version does not read", ("variable", "did you mean"), unknown)
     ops = [(o["op"], o["device"], o["backend"], o["reason"], o["when_compiling"]) for o in found["ops"]]
     table("Ops", ("op", "tensors on", "runs", "why", "under torch.compile"), ops)
     exports = [

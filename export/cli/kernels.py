@@ -111,6 +111,8 @@ def tune(
     """
     import torch
 
+    from ..._runtime.settings import user_folder
+    from ..._runtime.tables import own_folder
     from ..._tools import tune_measure
 
     if seconds is not None and not seconds > 0:
@@ -129,6 +131,11 @@ def tune(
     if not torch.cuda.is_available():
         typer.echo("fused-ops tune: it measures on a GPU, and torch sees none here", err=True)
         raise typer.Exit(2)
+    try:
+        own_folder()  # before anything is measured
+    except (OSError, ValueError) as error:
+        typer.echo(f"fused-ops tune: {user_folder()}: {error}; FUSED_OPS_CACHE names another folder", err=True)
+        raise typer.Exit(2) from None
     _tune(chosen, dtypes, seconds, again, as_json)
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from ..files.atomic import ExportError, check_input, require
+from ..files.atomic import ExportError, open_input, read_input, require
 from . import exports
 from .exports import Fuse, Hf, Inputs, Json, Model
 from .sources import Source, errors, load_source, parse_sizes, show
 
 MAX_NPZ_BYTES = 2**34
+MAX_TEXT_BYTES = 2**30
 
 
 def register(app: typer.Typer) -> None:
@@ -136,19 +137,25 @@ def _batches(files: list[Path], text: Optional[Path], hf: Optional[Path]) -> lis
     if text is None:
         batches = []
         for file in files:
-            source = check_input("--calibration", file, max_bytes=MAX_NPZ_BYTES, argument="file")
-            try:
-                with np.load(source, allow_pickle=False) as arrays:
-                    batches.append({name: arrays[name] for name in arrays.files})
-            except (ValueError, OSError, AttributeError) as error:
-                raise ExportError(f"--calibration: {str(file)!r} is no .npz file of numeric arrays: {error}") from None
+            with open_input("--calibration", file, max_bytes=MAX_NPZ_BYTES, argument="file") as source:
+                try:
+                    with np.load(source, allow_pickle=False) as arrays:
+                        batches.append({name: arrays[name] for name in arrays.files})
+                except Exception as error:  # numpy's and zipfile's have many types
+                    raise ExportError(f"--calibration: {str(file)!r} is no .npz file of numeric arrays: {error}") from None
         return batches
     if hf is None:
         raise ExportError("--text: got no --hf, allowed: with the folder of a tokenizer.json")
     tokenizers = require("tokenizers", "demo")
-    check_input("--hf", hf / "tokenizer.json", max_bytes=2**30, argument="tokenizer")
-    tokenizer = tokenizers.Tokenizer.from_file(str(hf / "tokenizer.json"))
-    lines = check_input("--text", text, max_bytes=2**30, argument="file").read_text(encoding="utf-8").splitlines()
+    content = read_input("--hf", hf / "tokenizer.json", max_bytes=MAX_TEXT_BYTES, argument="tokenizer")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # tokenizers raises no other type
+        raise ExportError(f"--hf: {str(hf / 'tokenizer.json')!r} is no tokenizer: {error}") from None
+    try:
+        lines = read_input("--text", text, max_bytes=MAX_TEXT_BYTES, argument="file").decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ExportError(f"--text: {str(text)!r}: got {error}, allowed: UTF-8") from None
     encoded = [tokenizer.encode(line) for line in lines if line.strip()]
     return [{"input_ids": np.array([e.ids]), "attention_mask": np.array([e.attention_mask])} for e in encoded]
 

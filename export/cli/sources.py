@@ -19,7 +19,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from ..files.atomic import ExportError, require
+from ..files.atomic import ExportError, check_regular, require
 
 HF_INPUTS = ("input_ids=int64[batch:2,sequence:16]<{vocabulary}", "attention_mask=int64[batch:2,sequence:16]<2")
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
@@ -147,16 +147,19 @@ def _check_names(module: nn.Module, specs: Sequence[InputSpec]) -> None:
 def _hugging_face(folder: Path) -> tuple[nn.Module, int]:
     """(model, vocabulary size) of a local Hugging Face folder. Only safetensors are read; no code of the folder is run."""
     transformers = require("transformers", "demo")
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").exists():
         raise ExportError(f"--hf: got {str(folder)!r}, allowed: a folder with config.json and model.safetensors")
+    for file in sorted(folder.iterdir()):  # transformers waits for what is no regular file
+        if file.exists() and not file.is_dir():
+            check_regular("--hf", file, argument="file")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # its own deprecations
     options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     try:
         module = transformers.AutoModel.from_pretrained(str(folder), attn_implementation="eager", **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise ExportError(f"--hf: {str(folder)!r}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # safetensors' own, besides transformers'
+        raise ExportError(f"--hf: {str(folder)!r}: {(str(error).splitlines() or [repr(error)])[0]}") from None
     return module, int(getattr(module.config, "vocab_size", 2))
 
 

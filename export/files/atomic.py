@@ -7,11 +7,12 @@ import hashlib
 import importlib
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from ..._runtime.files import NotRegularError, open_regular, read_open
 
 PathLike = str | os.PathLike[str]
 
@@ -85,32 +86,67 @@ def write_bytes(op: str, path: PathLike, data: bytes) -> Path:
 
 
 def sha256_of(path: PathLike) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+    """The SHA-256 of a regular file in hexadecimal."""
+    with open_regular(path) as file:
+        return _digest(file)
 
 
-def _digest(file: Any) -> str:  # Python 3.10
+def _digest(file: Any) -> str:
+    if hasattr(hashlib, "file_digest"):  # from Python 3.11 on
+        return str(hashlib.file_digest(file, "sha256").hexdigest())
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
 
 
-def check_input(op: str, path: PathLike, *, max_bytes: int, argument: str = "path") -> Path:
-    """path as a Path to a readable regular file of 1 to max_bytes bytes; ExportError otherwise."""
+def open_input(op: str, path: PathLike, *, max_bytes: int, argument: str = "path") -> BinaryIO:
+    """The readable regular file at path, of 1 to max_bytes bytes, opened; ExportError otherwise, and at once."""
+    source, file = Path(path), _opened(op, path, argument)
+    size = os.fstat(file.fileno()).st_size
+    if not 0 < size <= max_bytes:
+        file.close()
+        raise ExportError(f"{op}: {argument}: got {str(source)!r} of {size} bytes, allowed: 1 to {max_bytes} bytes")
+    return file
+
+
+def check_regular(op: str, path: PathLike, *, argument: str = "path") -> None:
+    """Raise ExportError unless path names a readable regular file, of any size."""
+    _opened(op, path, argument).close()
+
+
+def _opened(op: str, path: PathLike, argument: str) -> BinaryIO:
     source = Path(path)
     try:
-        status = source.stat()
-        with open(source, "rb"):
-            pass
-    except OSError as error:
-        raise ExportError(f"{op}: {argument}: got {str(source)!r}, allowed: a readable file ({error.strerror})") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise ExportError(f"{op}: {argument}: got {str(source)!r}, allowed: a regular file")
-    if not 0 < status.st_size <= max_bytes:
-        raise ExportError(f"{op}: {argument}: got {str(source)!r} of {status.st_size} bytes, allowed: 1 to {max_bytes} bytes")
-    return source
+        return open_regular(source)
+    except NotRegularError as error:
+        raise ExportError(f"{op}: {argument}: got {str(source)!r}, {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ExportError(f"{op}: {argument}: got {str(source)!r}, allowed: a readable file ({said})") from None
+
+
+def check_input(op: str, path: PathLike, *, max_bytes: int, argument: str = "path") -> Path:
+    """path as a Path to a file that open_input opens, for a parser that takes a path; ExportError otherwise."""
+    open_input(op, path, max_bytes=max_bytes, argument=argument).close()
+    return Path(path)
+
+
+def read_input(op: str, path: PathLike, *, max_bytes: int, argument: str = "path") -> bytes:
+    """The bytes of a file that open_input opens; ExportError otherwise."""
+    with open_input(op, path, max_bytes=max_bytes, argument=argument) as file:
+        try:
+            return read_open(file)
+        except OSError as error:
+            raise ExportError(
+                f"{op}: {argument}: got {os.fspath(path)!r}, allowed: a readable file ({error.strerror})"
+            ) from None
+
+
+def copy_input(op: str, path: PathLike, target: Path, *, max_bytes: int, argument: str = "path") -> None:
+    """Copy a file that open_input opens to target, a new file; ExportError otherwise."""
+    with open_input(op, path, max_bytes=max_bytes, argument=argument) as source, target.open("xb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
 
 
 def check_onnx(
@@ -131,9 +167,9 @@ def check_onnx(
             full_check); or its external data leaves the model's folder, is a link, is missing, or lies outside its file.
     """
     onnx = require("onnx", "onnx")
-    source = check_input(op, path, max_bytes=max_bytes)
+    source, data = Path(path), read_input(op, path, max_bytes=max_bytes)
     try:
-        model = onnx.load(os.fspath(source), load_external_data=False)
+        model = onnx.load_model_from_string(data)
     except Exception as error:
         raise ExportError(f"{op}: {str(source)!r} is no ONNX file, or a truncated one ({_one_line(error)})") from None
     if not model.HasField("graph") or not model.opset_import:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .atomic import ExportError, PathLike, check_input, sha256_of, tensors
+from .atomic import MAX_ONNX_BYTES, ExportError, PathLike, read_input, sha256_of, tensors
 
 SUFFIX = ".manifest.json"
 FORMAT = 1
@@ -54,7 +54,7 @@ def external_files(onnx_file: Path) -> list[str]:
     """The files that hold the external data of an ONNX file, relative to its folder. The file must have been checked."""
     import onnx
 
-    model = onnx.load(str(onnx_file), load_external_data=False)
+    model = onnx.load_model_from_string(read_input("onnx", onnx_file, max_bytes=MAX_ONNX_BYTES))
     entries = (entry for tensor in tensors(model) if tensor.data_location == tensor.EXTERNAL for entry in tensor.external_data)
     return sorted({entry.value for entry in entries if entry.key == "location"})
 
@@ -68,7 +68,7 @@ def read_manifest(artefact: PathLike, op: str = "manifest") -> dict[str, Any] | 
     path = manifest_path(artefact)
     if not path.exists():
         return None
-    text = check_input(op, path, max_bytes=MAX_BYTES, argument="manifest").read_bytes()
+    text = read_input(op, path, max_bytes=MAX_BYTES, argument="manifest")
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError):

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files.atomic import ExportError, PathLike, check_input, check_onnx
+from ..files.atomic import MAX_EXTERNAL_BYTES, ExportError, PathLike, check_input, check_onnx, copy_input, read_input
 from ..files.manifest import external_files, read_manifest, write_manifest
 from .server_config import OP, Batching, Port, add_instances, check_batching, model_config, validated
 
 MAX_BYTES = 64 * 2**30
+MAX_CONFIG_BYTES = 2**24
 BACKENDS = {  # suffix: (backend, kind, file name that the backend looks for)
     ".onnx": ("onnxruntime", "onnx", "model.onnx"),
     ".engine": ("tensorrt", "tensorrt", "model.plan"),
@@ -82,10 +83,10 @@ def export_model_repository(
     try:
         folder = stage / name / str(version)
         folder.mkdir(parents=True)
-        shutil.copyfile(source, folder / filename)
+        copy_input(OP, source, folder / filename, max_bytes=MAX_BYTES, argument="artefact")
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.parent / file, folder / file)
+            copy_input(OP, source.parent / file, folder / file, max_bytes=MAX_EXTERNAL_BYTES, argument="external data")
         before = read_manifest(source, OP) or {}
         fields = {key: before[key] for key in ("versions", "profiles", "opset", "options", "gpu") if key in before}
         write_manifest(folder / filename, made_by, **fields, source={"file": source.name})
@@ -105,7 +106,7 @@ def _check_target(target: Path, version: int, text: str) -> None:
         raise ExportError(f"{OP}: version: got {version}, which {str(target)!r} has already, allowed: a new version")
     if target.exists():
         config = target / "config.pbtxt"
-        if not config.is_file() or config.read_text(encoding="utf-8") != text:
+        if not config.exists() or read_input(OP, config, max_bytes=MAX_CONFIG_BYTES, argument="config.pbtxt") != text.encode():
             raise ExportError(
                 f"{OP}: {str(target)!r}: got another config.pbtxt than its versions have, allowed: the same, or a new name"
             )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files.atomic import ExportError, PathLike, check_input
+from ..files.atomic import ExportError, PathLike, read_input
 from .backend import Backend, has_gpu
 
 MAX_CACHE_BYTES = 2**30
@@ -150,9 +150,7 @@ def attach_timing_cache(op: str, config: Any, path: PathLike | None) -> Any:
     """
     if path is None:
         return None
-    data = (
-        check_input(op, path, max_bytes=MAX_CACHE_BYTES, argument="timing_cache").read_bytes() if Path(path).exists() else b""
-    )
+    data = read_input(op, path, max_bytes=MAX_CACHE_BYTES, argument="timing_cache") if Path(path).exists() else b""
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise ExportError(

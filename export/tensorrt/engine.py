@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, cuda
 
-from ..files.atomic import ExportError, PathLike, check_input, check_onnx, write_bytes
+from ..files.atomic import ExportError, PathLike, check_onnx, read_input, write_bytes
 from ..files.manifest import check_hash
 from .backend import EXTRAS, Backend, EngineError, has_gpu, load_backend
 from .context import DTYPES, Context, TensorInfo
@@ -77,7 +77,7 @@ class Engine:
             EngineError: TensorRT refuses the engine.
             ModuleNotFoundError: the chosen TensorRT is not installed.
         """
-        data = check_input(OP, path, max_bytes=max_bytes).read_bytes()
+        data = read_input(OP, path, max_bytes=max_bytes)
         manifest = check_hash(OP, path, data, sha256)
         chosen = str(manifest["kind"]) if backend == "auto" and manifest and manifest.get("kind") in EXTRAS else backend
         trt = load_backend(OP, chosen)
@@ -249,7 +249,7 @@ class Engine:
         self._runtime_config = self.native.create_runtime_config()
         cache = self._runtime_config.create_runtime_cache()
         if Path(path).exists():  # a cache of another GPU, driver or version is refused by TensorRT and starts empty
-            cache.deserialize(check_input(OP, path, max_bytes=MAX_CACHE_BYTES, argument="runtime_cache").read_bytes())
+            cache.deserialize(read_input(OP, path, max_bytes=MAX_CACHE_BYTES, argument="runtime_cache"))
         if not self._runtime_config.set_runtime_cache(cache):
             raise EngineError(f"{OP}: runtime_cache: refused:", self.logger.messages)
         self._cache = (cache, path)

@@ -197,12 +197,17 @@ def _open(op: str, path: PathLike, runtime: str | None, providers: Sequence[str]
         extra = {"fused_ops.json": ""}
         try:
             module = torch.jit.load(source, _extra_files=extra)
-        except RuntimeError as error:
+            names = [str(name) for name in json.loads(extra["fused_ops.json"] or b"{}").get("outputs", [])]
+        except (RuntimeError, ValueError, AttributeError, TypeError) as error:
             raise ExportError(f"{op}: path: {source!r} is no TorchScript file: {str(error).splitlines()[0]}") from None
-        names = json.loads(extra["fused_ops.json"] or b"{}").get("outputs", [])
         return kind, _by_call(module), names, _dtype_of(module.parameters())
     if kind == "aoti":
-        return kind, _by_call(torch._inductor.aoti_load_package(source), keywords=True), [], "fp32"
+        try:
+            package = torch._inductor.aoti_load_package(source)
+        except Exception as error:  # torch's have many types
+            said = (str(error).splitlines() or [repr(error)])[0]
+            raise ExportError(f"{op}: path: {source!r} is no AOTInductor package: {said}") from None
+        return kind, _by_call(package, keywords=True), [], "fp32"
     if kind == "tensorrt":
         from ..tensorrt.build import Engine
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,11 @@ from .._torch.spec import REGISTRY
 
 
 def installation() -> dict[str, Any]:
-    """Everything about this installation that decides what runs, JSON-serialisable. Launches and downloads nothing."""
+    """Everything about this installation that decides what runs, JSON-serialisable. Launches and downloads nothing.
+
+    refused: the environment's variables whose values mean nothing ("variable", "got", "allowed"); with one, `import fused_ops`
+    raises SettingError, and "settings" has its default. unknown: variables that look like ours and are none.
+    """
     packages = ("fused-ops", "torch", "triton", "onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13",
                 "transformers", "tritonclient", "nvidia-modelopt")  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,7 +45,10 @@ def installation() -> dict[str, Any]:
             "FUSED_OPS_NVTX": settings.NVTX, "FUSED_OPS_INLINE": settings.INLINE,
             "FUSED_OPS_CLUSTER": settings.CLUSTER, "FUSED_OPS_LAUNCH": settings.LAUNCH,
             "FUSED_OPS_COMPILE_WITH_ATEN": sorted(name for name, on in COMPILE_WITH_ATEN.items() if on),
+            "FUSED_OPS_CACHE": str(settings.user_folder()),
         },
+        "refused": [asdict(refusal) for refusal in settings.REFUSED],
+        "unknown": [{"variable": name, "nearest": nearest} for name, nearest in settings.unknown().items()],
         "launches": dict(zip(("way", "reason"), launch_path())),
         "ops": ops,
         "exports": _exports(),

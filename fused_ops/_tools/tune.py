@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from .._runtime.tables import Key, Machine, check_config, forget_tables, save, saved
+from .._runtime.tables import Key, Machine, check_config, save, saved
 from .._runtime.tuned_kernels import KERNELS
 from ..kernels.config import CLUSTER_CTAS, RowConfig, next_power_of_2
 
@@ -141,7 +142,6 @@ def tune(
             tuned.entries[key] = result.config, result.time
             save(owner, tuned.entries)
         done(result)
-    forget_tables()
     return tuned
 
 
@@ -164,11 +164,13 @@ def _best(
         if over():
             return None
         try:
-            times[config] = measure(key, config)
+            time = measure(key, config)
         except ContextLostError:
             raise
         except Exception:  # the compiler's failures have many types; a configuration that fails is no candidate
             continue
+        if 0 < time < math.inf:
+            times[config] = time
     if not times:
         return None
     finalists = sorted(times, key=lambda config: times[config])[:FINALISTS]

@@ -46,7 +46,7 @@ def test_aten_refuses_too(spec: Op, error: ErrorSample) -> None:
 def test_bad_backend_is_named() -> None:
     result = process.run("import fused_ops", env=os.environ | {"FUSED_OPS_BACKEND": "cuda"})
     assert result.returncode == 1
-    assert "FUSED_OPS_BACKEND: got 'cuda', allowed are 'auto', 'triton', 'aten'" in result.stderr
+    assert "FUSED_OPS_BACKEND: got 'cuda', allowed: 'auto', 'triton', 'aten'" in result.stderr
 
 
 def test_triton_backend_without_a_device_says_what_to_do() -> None:

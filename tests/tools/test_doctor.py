@@ -24,7 +24,9 @@ def test_json_holds_everything() -> None:
     done = doctor("--json", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == {"python", "packages", "gpu", "settings", "launches", "ops", "exports", "caches", "problems"}
+    assert set(found) == {
+        "python", "packages", "gpu", "settings", "refused", "unknown", "launches", "ops", "exports", "caches", "problems"
+    }  # fmt: skip
     assert found["launches"] == {"way": "interpreter", "reason": "TRITON_INTERPRET is set"}
     assert found["packages"]["torch"] == version("torch")
     assert {o["op"] for o in found["ops"]} >= {spec.public.__name__ for spec in REGISTRY.values()}
@@ -76,7 +78,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 def test_problems_of_a_gpu() -> None:
     gpu = {"available": True, "devices": [{"name": "Old", "capability": "7.5", "supported": False}]}
-    found = {"ops": [], "gpu": gpu, "packages": {"triton": None}}
+    found = {"refused": [], "ops": [], "gpu": gpu, "packages": {"triton": None}}
     problems = command._problems(found)
     assert len(problems) == 2
     assert "pip install triton" in problems[0]
