@@ -39,6 +39,8 @@ def _folder(path: Path) -> dict[str, bytes]:
                 files[name] = b"" if name == "log.txt" else read_open(stream)
         except FileNotFoundError:
             continue
+        except NotRegularError as error:
+            raise FormatError(f"{file}: no regular file: it is {error.strerror}") from None
         except OSError as error:
             raise FormatError(f"{file}: {error.strerror}") from None
     return files
@@ -52,7 +54,7 @@ def _archive(path: Path) -> dict[str, bytes]:
     except FileNotFoundError:
         raise FormatError(f"{path}: no such file or folder") from None
     except NotRegularError as error:
-        raise FormatError(f"{path}: {error.strerror}") from None
+        raise FormatError(f"{path}: no regular file: it is {error.strerror}") from None
     except (OSError, EOFError, ValueError) as error:
         raise FormatError(f"{path}: no whole gzip file: {error}") from None
     if len(content) > MAX_ARCHIVE:

@@ -47,7 +47,7 @@ def open_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None, 
         info = os.fstat(file.fileno())
         _require_regular(name, info)
         if max_bytes is not None and info.st_size > max_bytes:
-            raise TooLargeError(errno.EFBIG, f"{info.st_size} bytes, allowed: at most {max_bytes}", name)
+            raise TooLargeError(errno.EFBIG, f"{info.st_size} bytes, allowed: {max_bytes}", name)
     except OSError:
         file.close()
         raise
@@ -71,5 +71,5 @@ def read_open(file: BinaryIO) -> bytes:
 
 def _require_regular(name: str, info: os.stat_result) -> None:
     if not stat.S_ISREG(info.st_mode):
-        kind = KINDS.get(stat.S_IFMT(info.st_mode), "something else")
+        kind = KINDS.get(stat.S_IFMT(info.st_mode), "of another kind")
         raise NotRegularError(errno.EINVAL, f"{kind}, allowed: a regular file", name)

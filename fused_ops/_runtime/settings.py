@@ -18,6 +18,7 @@ from typing import TypeVar
 
 TRUE_WORDS = ("1", "true", "yes", "on", "y")  # as Triton has them
 FALSE_WORDS = ("0", "false", "no", "off", "n")
+_OURS = re.compile(r"FUSED_?OPS?_", re.IGNORECASE)  # how a variable of ours begins, or one that was meant to be
 _T = TypeVar("_T")
 
 
@@ -136,13 +137,15 @@ def compiling_environment() -> dict[str, str]:
 
 def unknown() -> dict[str, str]:
     """{variable: the nearest that is known, or ""} of the environment's variables that look like ours and are none."""
-    found = [name for name in os.environ if re.match(r"FUSED_?OPS?_", name, re.IGNORECASE) and name not in KNOWN]
+    found = [name for name in os.environ if _OURS.match(name) and name not in KNOWN]
     found = [name for name in found if not name.startswith("FUSED_OPS_TEST_")]  # what the tests read
     if not found:
         return {}
     import difflib
 
-    return {name: (difflib.get_close_matches(name.upper(), KNOWN, 1, 0.8) or [""])[0] for name in sorted(found)}
+    ends = {_OURS.sub("", name): name for name in KNOWN}
+    nearest = {name: difflib.get_close_matches(_OURS.sub("", name).upper(), ends, 1, 0.7) for name in sorted(found)}
+    return {name: ends[near[0]] if near else "" for name, near in nearest.items()}
 
 
 def _is_command() -> bool:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from importlib.metadata import version
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from fused_ops import REGISTRY
+from fused_ops._runtime import settings
+from fused_ops.export.cli import app
 from fused_ops.export.cli import doctor as command
 from tests import process
 
@@ -64,6 +68,20 @@ def test_what_cannot_run_is_a_problem() -> None:
     done = doctor(FUSED_OPS_BACKEND="triton")
     assert done.returncode == 1
     assert "problem: fused_softmax: FUSED_OPS_BACKEND=triton, but the tensors are on the CPU" in done.stdout
+
+
+def test_a_refused_variable_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "REFUSED", [settings.Refusal("FUSED_OPS_CLUSTER", "[maybe]", "'1', '0'")])
+    monkeypatch.setenv("FUSED_OPS_BACKNED", "aten")
+    done = CliRunner().invoke(app, ["doctor"])
+    assert done.exit_code == 1
+    assert re.search(r"FUSED_OPS_CLUSTER +'\[maybe\]' +'1', '0'", done.output)
+    assert re.search(r"FUSED_OPS_BACKNED +FUSED_OPS_BACKEND", done.output)
+    assert "problem: FUSED_OPS_CLUSTER: got '[maybe]', allowed: '1', '0'" in done.output
+    found = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).output)
+    assert found["refused"] == [{"variable": "FUSED_OPS_CLUSTER", "got": "[maybe]", "allowed": "'1', '0'"}]
+    assert found["unknown"] == [{"variable": "FUSED_OPS_BACKNED", "nearest": "FUSED_OPS_BACKEND"}]
+    assert len(found["problems"]) == 1
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
