@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from fused_ops.export import ExportError, build_engine
 from fused_ops.export.files.atomic import check_onnx
-from fused_ops.export.files.manifest import manifest_path, write_manifest
+from fused_ops.export.files.manifest import check_hash, manifest_path, write_manifest
 from fused_ops.export.inspect import inspect_file
 from tests.export.onnx_files import PROFILE, linear_model, save
 
@@ -226,6 +226,40 @@ def test_inspect_reads_an_engines_manifest_and_does_not_load_it(tmp_path: Path) 
     manifest_path(tmp_path / "m.engine").write_text("{}")
     with pytest.raises(ExportError, match="is no manifest"):
         inspect_file(tmp_path / "m.engine")
+
+
+NEARLY = {
+    **{f"digit {i}": lambda digest, i=i: digest[:i] + format(int(digest[i], 16) ^ 1, "x") + digest[i + 1 :] for i in range(64)},
+    **{f"prefix of {n}": lambda digest, n=n: digest[:n] for n in (0, 1, 8, 32, 63)},
+    "longer": lambda digest: digest + "0",
+    "twice": lambda digest: digest * 2,
+    "padded": lambda digest: digest[:63] + " ",
+}
+
+
+@pytest.mark.parametrize("nearly", NEARLY)
+def test_a_hash_that_is_nearly_right_is_refused(nearly: str, tmp_path: Path) -> None:
+    """The caller's, the manifest's, and those of external data: each digit counts, and all 64."""
+    save_with_external_data(tmp_path / "m.onnx", {"location": "w"})
+    (tmp_path / "w").write_bytes(bytes(BYTES))
+    path, data = tmp_path / "m.onnx", (tmp_path / "m.onnx").read_bytes()
+    manifest = write_manifest(path, "onnx")
+    wrong = NEARLY[nearly](manifest["sha256"])
+    assert (
+        check_hash("op", path, data, manifest["sha256"]) == check_hash("op", path, data, manifest["sha256"].upper()) == manifest
+    )
+    with pytest.raises(ExportError, match=r"^op: (sha256: got|.*: got SHA-256)"):
+        check_hash("op", path, data, wrong)
+    assert inspect_file(path)["manifest"] == "agrees"
+    for changed in (
+        {"sha256": wrong},
+        {"external_data": {"w": NEARLY[nearly](manifest["external_data"]["w"])}},
+    ):
+        manifest_path(path).write_text(json.dumps(manifest | changed))
+        assert inspect_file(path)["manifest"] == "differs"
+    manifest_path(path).write_text(json.dumps(manifest | {"sha256": wrong}))
+    with pytest.raises(ExportError, match="its manifest says"):
+        check_hash("op", path, data, None)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x00" * 64], ids=["empty", "zip", "zeros"])

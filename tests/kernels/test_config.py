@@ -11,19 +11,26 @@ from hypothesis import strategies as st
 
 from fused_ops._runtime.tables import Key, check_config
 from fused_ops.kernels.config import CLUSTER_TRITON, cdiv, has_clusters, next_power_of_2
-from fused_ops.kernels.norm import layer_norm, layer_norm_bwd, layer_norm_cluster
+from fused_ops.kernels.norm import layer_norm, layer_norm_bwd, layer_norm_cluster, rms_norm
 from fused_ops.kernels.softmax import softmax, softmax_inner
+from fused_ops.testing import KERNELS
 
 CHOOSERS: dict[str, Callable[..., Any]] = {
     "softmax_fwd": softmax.softmax_fwd_config,
     "softmax_bwd": softmax.softmax_bwd_config,
     "layer_norm_fwd": layer_norm.layer_norm_fwd_config,
     "layer_norm_bwd": layer_norm_bwd.layer_norm_bwd_config,
+    "rms_norm_fwd": rms_norm.rms_norm_fwd_config,
+    "rms_norm_bwd": rms_norm.rms_norm_bwd_config,
 }
 SIZES = st.tuples(
     st.integers(1, 1 << 30), st.integers(1, 1 << 19), st.sampled_from([2, 4]),
     st.sampled_from([(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)]), st.sampled_from([1, 20, 132, 148]),
 )  # fmt: skip
+
+
+def test_every_tuned_kernel_is_here() -> None:
+    assert set(CHOOSERS) == set(KERNELS)
 
 
 @pytest.mark.parametrize("kernel", CHOOSERS)
