@@ -251,7 +251,7 @@ def merge_json(parts: list[Path], target: Path) -> None:
     for part in parts:
         try:
             content = json.loads(read(part))
-        except ValueError:
+        except (OSError, ValueError):
             continue
         for benchmark in content.pop("benchmarks"):
             benchmark["stats"].pop("data", None)  # the samples: their quantiles are in the CSV

@@ -100,7 +100,7 @@ def export_model_repository(
 
 
 def _check_target(target: Path, version: int, text: str) -> None:
-    if not target.parent.parent.is_dir():
+    if not target.parent.parent.is_dir() or (target.parent.exists() and not target.parent.is_dir()):
         raise ExportError(f"{OP}: root: got {str(target.parent)!r}, allowed: a folder, or a new one in a folder that exists")
     if (target / str(version)).exists():
         raise ExportError(f"{OP}: version: got {version}, which {str(target)!r} has already, allowed: a new version")
