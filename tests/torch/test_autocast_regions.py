@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_ops import REGISTRY, fused_gated_linear, fused_linear, fused_linear_fp8, fused_mlp
+from fused_ops.ops.linear import linear_fp8_launch
 from fused_ops.testing import Op, decompositions
 from tests.contract import leaves
 
@@ -111,6 +112,15 @@ def test_forward_only_ops_are_outside_the_region(op: Op, autocast: torch.dtype) 
         transformed = torch.func.vmap(of)(args[i].unsqueeze(0))
     for a, b in zip(*((t,) if isinstance(t, Tensor) else t for t in (transformed, expected)), strict=True):
         torch.testing.assert_close(a.squeeze(0).float(), b.float(), atol=1e-2, rtol=1e-2)
+
+
+def test_before_ada_the_operands_are_widened_outside_the_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As registered for CUDA, on a GPU that cannot multiply e4m3."""
+    monkeypatch.setattr(linear_fp8_launch, "properties_of", lambda _: ((8, 0), 108))
+    for overload, args in raw_calls(REGISTRY["linear_fp8"], torch.float32):
+        with torch.autocast("cpu", dtype=torch.float16):
+            out = overload._op_dk(torch._C.DispatchKey.CUDA, *args)
+        assert same(out, overload(*args))
 
 
 def test_products_beyond_half_precision_inside_a_region() -> None:
