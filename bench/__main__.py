@@ -48,6 +48,11 @@ def main(argv: list[str] | None = None) -> int:
         "publish": _publish,
     }[args.command]  # fmt: skip
     try:
+        import fused_ops  # noqa: F401
+    except ValueError as error:  # SettingError: a variable of the environment means nothing
+        print(f"python -m bench {args.command}: {error}", file=sys.stderr)
+        return 2
+    try:
         return command(args)
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -38,7 +38,7 @@ LIMITS = {
 ANY_NUMBER = ("num_stages",)  # the others are powers of two
 MAX_REGISTERS = 65536  # of 32 bits: of an SM, all of whose programs share them
 MAX_VALUES = 128  # registers of values in a thread, which has 255: twice what tuning tries and what is chosen without a table
-MAX_PREFETCHED = 100 * 1024  # bytes of blocks on their way: the shared memory of the smallest GPU's SM
+MAX_PREFETCHED = 48 * 1024  # bytes of one operand on their way; with the other, the shared memory of the smallest SM
 ITEMSIZES = tuple(sorted({dtype.itemsize for dtype in KERNEL_DTYPES}))
 
 
@@ -92,7 +92,7 @@ def check_config(key: Key, config: RowConfig, clusters: bool = False) -> None:
     """Raise ValueError unless config can launch the kernel of key: ranges, powers of two, room for a row, registers for it.
 
     A program keeps its block in registers, in 32 bits a value or, where packed, a pair of values. A block beyond them would
-    lie in memory, and take the compiler minutes. clusters: whether the GPU and Triton that config is for run clusters.
+    spill to memory, however long the compiler works on it. clusters: whether the GPU and Triton that config is for run clusters.
     """
     if key.itemsize not in ITEMSIZES:
         raise ValueError(f"itemsize: got {key.itemsize!r}, allowed: {', '.join(map(str, ITEMSIZES))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bench.forecast import read_forecast
 from bench.record import read as read_rows
 from bench.results_format import FILES, FormatError
 from bench.results_load import load
+from tests import process
 from tests.special_files import KINDS, not_waiting
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -45,6 +47,16 @@ def test_results_are_of_regular_files_only(kind: str, tmp_path: Path) -> None:
             load(tmp_path)
         with not_waiting(), pytest.raises(FormatError, match=r"no regular file|is missing|machine\.json"):
             load(tmp_path / name)
+
+
+def test_a_refused_variable_is_said_in_one_line() -> None:
+    code = "from bench.__main__ import main; raise SystemExit(main(['plan']))"
+    done = process.run(code, env=os.environ | {"FUSED_OPS_BENCH_PREPARE_S": "long"})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "python -m bench plan: FUSED_OPS_BENCH_PREPARE_S: got 'long', allowed: seconds, a number of at least 0\n"
+    )
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "nothing", "empty file"])

@@ -80,7 +80,7 @@ def _can_launch(key: Key, config: RowConfig) -> bool:
         and (config.block_n < key.N if config.chunked else key.N <= config.block_n < 2 * key.N)
         and held <= 4 * 65536
         and held <= 4 * 128 * threads
-        and pipelined <= 100 * 1024
+        and pipelined <= 48 * 1024
     )
 
 
