@@ -15,11 +15,18 @@ from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Backward, Op, Roles
-from .arguments import cast_all, check, dims_of, fits, over_rows
+from .arguments import cast_all, checked, dims_of, fits, number, over_rows, tracing, transformed
 from .cases import layer_norm as cases
 from .layer_norm_launch import infer_launch, layer_norm_bwd_launch, layer_norm_launch
 from .layer_norm_onnx import layer_norm_onnx
-from .layer_norm_reference import differentiable_rows, layer_norm_bwd_reference, layer_norm_reference, train_reference
+from .layer_norm_reference import (
+    differentiable_rows,
+    layer_norm_bwd_reference,
+    layer_norm_eager,
+    layer_norm_reference,
+    train_reference,
+    wide_layer_norm,
+)
 
 
 def _forward(run: Any, ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -27,6 +34,9 @@ def _forward(run: Any, ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor 
     ctx.save_for_backward(x, weight, bias, mean, rstd)
     ctx.eps = eps
     return y
+
+
+_WIDE = frozenset((torch.float32, torch.float64))  # the dtypes in which ATen's derivatives are within the contract
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -60,27 +70,28 @@ def fused_layernorm(
 
     Args:
         input: (*, *normalized_shape), float32, float16, bfloat16 or float64, any strides.
-        normalized_shape: the trailing dimensions to normalise over; a sequence of ints, or one int.
-        weight: of shape normalized_shape, or None. It may be of another float dtype than input (fp32 with bf16).
+        normalized_shape: the trailing dimensions to normalise over; a list or tuple of ints, or one int.
+        weight: of shape normalized_shape, or None; of any of these dtypes, whatever input's and bias's are.
         bias: of shape normalized_shape, or None; likewise.
-        eps: added to the variance.
+        eps: added to the variance; a number.
 
     Returns:
-        A contiguous tensor of input's shape and dtype. Under CUDA autocast, input, weight and bias are cast to float32, and
-        the result is float32, as torch's.
+        A contiguous tensor of input's shape and dtype. Under CUDA autocast, input, weight and bias are cast to float32, but for
+        what is float64, and the result is float32 (float64 for float64 input), as torch's.
 
     Raises:
         RuntimeError: a shape that does not fit, tensors on different devices.
         NotImplementedError (a RuntimeError): a dtype that is no float.
         TypeError: an argument of the wrong type.
 
-    Statistics are computed in fp32. Gradients for input, weight and bias, each only when needed, the same bits on every
-    run; differentiable twice. Source: Ba, Kiros, Hinton, Layer Normalization, 2016.
+    Computed in fp32 (fp64 for float64 input) whatever the parameters' dtypes, and rounded once. Gradients for input, weight and
+    bias, each in its tensor's dtype and only when needed, the same bits on every run; differentiable any number of times.
+    Source: Ba, Kiros, Hinton, Layer Normalization, 2016.
 
     Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+        return layer_norm_eager(input, normalized_shape, weight, bias, eps)
     else:
         return _fused_layernorm(input, normalized_shape, weight, bias, eps)
 
@@ -91,20 +102,22 @@ def _fused_layernorm(
     shape = tuple(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else dims_of(normalized_shape)
     way = fast_path(input, weight, bias)
     if way == "aten":
-        if input.dtype in FLOATS:
+        dtype = input.dtype
+        if dtype in FLOATS and ((dtype in _WIDE and (weight is not None or bias is None)) or not transformed()):
             try:
                 return _INFER[way](input, shape, weight, bias, eps)
             except Exception:  # what ATen refuses is refused below, in our words
                 pass
-    elif way and fits(input, shape, weight, bias):
+    elif way and type(eps) is float and fits(input, shape, weight, bias):
         if way == "cuda":
             return _INFER[way](input, shape, weight, bias, eps)
         return _APPLY[way](input, weight, bias, eps)
     if overrides(input, weight, bias):
         return overridden(SPEC, (input, weight, bias), input, shape, weight, bias, eps)
-    check("fused_layernorm", input, shape, weight=weight, bias=bias)
+    shape = checked("fused_layernorm", input, shape, weight=weight, bias=bias)
+    eps = number("fused_layernorm", eps)
     if runs_aten("layer_norm"):
-        return F.layer_norm(input, shape, weight, bias, eps)
+        return (layer_norm_eager if tracing() else wide_layer_norm)(input, shape, weight, bias, eps)  # type: ignore[arg-type]
     input, (weight, bias) = cast_all(input, weight, bias)
 
     def rows(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

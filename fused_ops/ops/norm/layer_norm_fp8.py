@@ -13,7 +13,7 @@ from ..._torch.eager import fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Op, Roles
-from .arguments import check, dims_of, fits, over_rows
+from .arguments import checked, dims_of, fits, number, over_rows
 from .cases import layer_norm_fp8 as cases
 from .layer_norm_fp8_launch import layer_norm_fp8_launch
 from .layer_norm_fp8_reference import layer_norm_fp8_eager, layer_norm_fp8_reference
@@ -33,10 +33,10 @@ def fused_layernorm_fp8(
 
     Args:
         input: (*, *normalized_shape), float32, float16, bfloat16 or float64, any strides.
-        normalized_shape: the trailing dimensions to normalise over; a sequence of ints, or one int.
-        weight: of shape normalized_shape, or None. It may be of another float dtype than input.
+        normalized_shape: the trailing dimensions to normalise over; a list or tuple of ints, or one int.
+        weight: of shape normalized_shape, or None; of any of these dtypes, whatever input's and bias's are.
         bias: of shape normalized_shape, or None; likewise.
-        eps: added to the variance.
+        eps: added to the variance; a number.
 
     Returns:
         (q, scale): q float8_e4m3fn of input's shape, contiguous; scale float32 of input's leading shape. y is about
@@ -61,11 +61,12 @@ def _fused_layernorm_fp8(
 ) -> tuple[Tensor, Tensor]:
     shape = tuple(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else dims_of(normalized_shape)
     way = fast_path(input, weight, bias)
-    if (way == "aten" or way == "cuda") and fits(input, shape, weight, bias):
+    if (way == "aten" or way == "cuda") and type(eps) is float and fits(input, shape, weight, bias):
         return _INFER[way](input, weight, bias, eps)
     if overrides(input, weight, bias):
         return overridden(SPEC, (input, weight, bias), input, shape, weight, bias, eps)
-    check("fused_layernorm_fp8", input, shape, weight=weight, bias=bias)
+    shape = checked("fused_layernorm_fp8", input, shape, weight=weight, bias=bias)
+    eps = number("fused_layernorm_fp8", eps)
     refuse_gradients("fused_layernorm_fp8", (("input", input), ("weight", weight), ("bias", bias)))
     if runs_aten("layer_norm_fp8"):
         return layer_norm_fp8_eager(input, shape, weight, bias, eps)  # type: ignore[arg-type]

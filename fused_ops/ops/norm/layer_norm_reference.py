@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def _stats_dtype(x: Tensor) -> torch.dtype:
-    """fp32, as the kernels accumulate in; fp64 for fp64, which only ATen computes."""
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
+def layer_norm_eager(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Optional[Tensor] = None,
+    bias: Optional[Tensor] = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """F.layer_norm, and for input, weight and bias of different dtypes, which it refuses, wide_layer_norm. For TorchScript."""
+    dtype = input.dtype
+    if (weight is None or weight.dtype == dtype) and (bias is None or bias.dtype == dtype):
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+    return wide_layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def wide_layer_norm(
+    input: Tensor, normalized_shape: list[int], weight: Optional[Tensor], bias: Optional[Tensor], eps: float
+) -> Tensor:
+    """F.layer_norm in fp32 (fp64 for fp64 input), rounded once to input's dtype, whatever weight's and bias's are.
+
+    So are its derivatives of every order, each rounded once to its tensor's dtype. ATen's own in half precision, of which there is
+    one for each sum, are far outside the contract.
+    """
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    b = None if bias is None else bias.to(wide)
+    if weight is None and b is not None:  # ATen's own double backward loses the bias here
+        return (F.layer_norm(input.to(wide), normalized_shape, None, None, eps) + b).to(input.dtype)
+    w = None if weight is None else weight.to(wide)
+    return F.layer_norm(input.to(wide), normalized_shape, w, b, eps).to(input.dtype)
 
 
 def layer_norm_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
     """(y, mean, rstd) in ATen. x (..., N); weight, bias (N,); y as x; mean, rstd of x.shape[:-1] in fp32 (fp64 for fp64)."""
     N = x.shape[-1]
-    dtype = _stats_dtype(x)
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     if x.dtype is dtype and (weight is None or weight.dtype is dtype) and (bias is None or bias.dtype is dtype):
         y, mean, rstd = torch.native_layer_norm(x, [N], weight, bias, eps)
         return y.contiguous(), mean.squeeze(-1), rstd.squeeze(-1)
@@ -25,12 +52,13 @@ def layer_norm_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, 
     else:
         var, mean = torch.var_mean(wide, dim=-1, correction=0)
         rstd = torch.rsqrt(var + eps)
-    return F.layer_norm(x, [N], weight, bias, eps).contiguous(), mean, rstd
+    return layer_norm_eager(x, [N], weight, bias, eps).contiguous(), mean, rstd
 
 
 def train_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
     """layer_norm_reference, with statistics of shape (..., 1) as ATen returns them: squeezing would take 2 µs."""
-    if x.dtype is torch.float32:  # and so must weight and bias be, in ATen
+    dtype = x.dtype
+    if dtype is torch.float32 and (weight is None or weight.dtype is dtype) and (bias is None or bias.dtype is dtype):
         return torch.native_layer_norm(x, (x.shape[-1],), weight, bias, eps)
     return layer_norm_reference(x, weight, bias, eps)
 
@@ -51,7 +79,7 @@ def layer_norm_bwd_reference(
         None if weight is None else weight.to(dtype), None, [need_dx, False, False],
     )  # fmt: skip
     dx = grads[0].to(x.dtype).contiguous() if need_dx else x.new_empty((0,))
-    rows = dy.to(dtype).reshape(-1, N) if N else dy.to(dtype).reshape(0, 0)
+    rows = dy.to(dtype).reshape(-1 if N else mean.numel(), N)
     dw = x.new_empty((0,))
     if need_dw:
         x_hat = (x.to(dtype).reshape(rows.shape) - mean.reshape(-1, 1)) * rstd.reshape(-1, 1)
@@ -61,6 +89,4 @@ def layer_norm_bwd_reference(
 
 
 def differentiable_rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    if weight is None and bias is not None:  # ATen's own double backward loses the bias here
-        return F.layer_norm(x, [x.shape[-1]], None, None, eps) + bias.to(x.dtype)
-    return F.layer_norm(x, [x.shape[-1]], weight, bias, eps)
+    return wide_layer_norm(x, [x.shape[-1]], weight, bias, eps)

@@ -14,11 +14,11 @@ from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Backward, Op, Roles
-from .arguments import cast_all, check, dims_of, fits, over_rows
+from .arguments import cast_all, checked, dims_of, fits, number, over_rows, tracing
 from .cases import rms_norm as cases
 from .rms_norm_launch import infer_launch, rms_norm_bwd_launch, rms_norm_launch
 from .rms_norm_onnx import rms_norm_onnx
-from .rms_norm_reference import eps_of, rms_norm_bwd_reference, rms_norm_reference, rms_norm_rows
+from .rms_norm_reference import eps_of, rms_norm_bwd_reference, rms_norm_eager, rms_norm_reference, rms_norm_rows, wide_rms_norm
 
 
 def _forward(run: Any, ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -52,27 +52,27 @@ def fused_rmsnorm(
 
     Args:
         input: (*, *normalized_shape), float32, float16, bfloat16 or float64, any strides.
-        normalized_shape: the trailing dimensions to normalise over; a sequence of ints, or one int.
-        weight: of shape normalized_shape, or None. It may be of another float dtype than input (fp32 with bf16).
-        eps: added to the mean of squares; None for torch's default, 2^-23 (2^-52 for float64 input).
+        normalized_shape: the trailing dimensions to normalise over; a list or tuple of ints, or one int.
+        weight: of shape normalized_shape, or None; of any of these dtypes, whatever input's is.
+        eps: added to the mean of squares, a number; None for torch's default, 2^-23 (2^-52 for float64 input).
 
     Returns:
-        A contiguous tensor of input's shape and dtype. Under CUDA autocast, input and weight are cast to float32, and the
-        result is float32, as torch's.
+        A contiguous tensor of input's shape and dtype. Under CUDA autocast, input and weight are cast to float32, but for what is
+        float64, and the result is float32 (float64 for float64 input), as torch's.
 
     Raises:
         RuntimeError: a shape that does not fit, tensors on different devices.
         NotImplementedError (a RuntimeError): a dtype that is no float.
         TypeError: an argument of the wrong type.
 
-    The mean and the product with weight are computed in fp32, and the result is rounded once. Gradients for input and weight,
-    each only when needed, the same bits on every run; differentiable twice.
+    Computed in fp32 (fp64 for float64 input) whatever weight's dtype, and rounded once. Gradients for input and weight, each in
+    its tensor's dtype and only when needed, the same bits on every run; differentiable any number of times.
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
 
     Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return F.rms_norm(input, normalized_shape, weight, eps)
+        return rms_norm_eager(input, normalized_shape, weight, eps)
     else:
         return _fused_rmsnorm(input, normalized_shape, weight, eps)
 
@@ -80,15 +80,17 @@ def fused_rmsnorm(
 def _fused_rmsnorm(input: Tensor, normalized_shape: Union[int, list[int]], weight: Tensor | None, eps: float | None) -> Tensor:
     shape = tuple(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else dims_of(normalized_shape)
     way = fast_path(input, weight)
-    if way and fits(input, shape, weight):
-        if way == "aten" or way == "cuda":
+    if way and (eps is None or type(eps) is float) and fits(input, shape, weight):
+        if way == "cuda" or (way == "aten" and (weight is None or weight.dtype is input.dtype)):
             return _INFER[way](input, shape, weight, eps)
-        return _APPLY[way](input, weight, eps_of(input, eps))
+        if way != "aten":
+            return _APPLY[way](input, weight, eps_of(input, eps))
     if overrides(input, weight):
         return overridden(SPEC, (input, weight), input, shape, weight, eps)
-    check("fused_rmsnorm", input, shape, weight=weight)
+    shape = checked("fused_rmsnorm", input, shape, weight=weight)
+    eps = None if eps is None else number("fused_rmsnorm", eps)
     if runs_aten("rms_norm"):
-        return F.rms_norm(input, shape, weight, eps)
+        return (rms_norm_eager if tracing() else wide_rms_norm)(input, shape, weight, eps)  # type: ignore[arg-type]
     input, (weight,) = cast_all(input, weight)
     epsilon = eps_of(input, eps)
 

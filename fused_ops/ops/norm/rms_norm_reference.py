@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,10 +21,25 @@ def eps_of(x: Tensor, eps: float | None) -> float:
     return eps if eps is not None else FP64_EPS if x.dtype is torch.float64 else FP32_EPS
 
 
+def rms_norm_eager(
+    input: Tensor, normalized_shape: list[int], weight: Optional[Tensor] = None, eps: Optional[float] = None
+) -> Tensor:
+    """F.rms_norm, and for input and weight of different dtypes wide_rms_norm. For TorchScript."""
+    if weight is None or weight.dtype == input.dtype:
+        return F.rms_norm(input, normalized_shape, weight, eps)
+    return wide_rms_norm(input, normalized_shape, weight, eps)
+
+
+def wide_rms_norm(input: Tensor, normalized_shape: list[int], weight: Optional[Tensor], eps: Optional[float]) -> Tensor:
+    """F.rms_norm in fp32 (fp64 for fp64 input), rounded once to input's dtype, whatever weight's is; differentiable."""
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    w = None if weight is None else weight.to(wide)
+    return F.rms_norm(input.to(wide), normalized_shape, w, eps).to(input.dtype)
+
+
 def rms_norm_rows(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """y in ATen, differentiable twice, with one rounding to x's dtype whatever weight's is."""
-    wide = _wide(x)
-    return F.rms_norm(x.to(wide), [x.shape[-1]], None if weight is None else weight.to(wide), eps).to(x.dtype)
+    """wide_rms_norm over the last dimension."""
+    return wide_rms_norm(x, [x.shape[-1]], weight, eps)
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
         w = r(n, seed=1) if weight else None
         return Sample(name, (x, (n,), w, r(n, seed=2) if bias else None, eps))
 
-    for M, N in ((1, 1), (3, 1), (1, 7), (37, 63), (9, 257), (2, 1000), (7, 384), (33, 128), (3, 2049), (0, 5)):
+    for M, N in ((1, 1), (3, 1), (1, 7), (37, 63), (9, 257), (2, 1000), (7, 384), (33, 128), (3, 2049), (0, 5), (5, 0)):
         yield case(f"rows({M}, {N})", r(M, N), N)
     yield case("no_weight", r(6, 65), 65, weight=False)
     yield case("no_bias", r(6, 65), 65, bias=False)
@@ -41,6 +41,7 @@ def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     yield case("4d", r(2, 3, 5, 21), 21)
     yield Sample("shape2", (r(4, 5, 6), (5, 6), r(5, 6, seed=1), r(5, 6, seed=2)))
     yield Sample("shape3", (r(3, 5, 6), (3, 5, 6), r(3, 5, 6, seed=1), None))
+    yield Sample("shape2_empty", (r(65, 1, 0), (1, 0), r(1, 0), r(1, 0)))
     yield case("long_row", r(2, 40001, scale=3.0, offset=1.0), 40001)
     yield case("wide_bwd", r(19, 8200), 8200)  # chunked, and more tiles of rows than programs
     yield case("transposed", r(33, 9).t(), 33)
@@ -62,6 +63,16 @@ def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
         yield Sample("fp32_weight", (r(6, 65), (65,), *wide))
 
 
+NOT_SHAPES: dict[str, Any] = {
+    "float": 4.0, "floats": [4.0], "bool": True, "bools": [True], "None": None, "Nones": [None], "str": "4", "strs": ["4"],
+    "weight": torch.ones(4096), "int_tensor": torch.tensor([4]), "float_tensors": [torch.tensor(4.0)], "range": range(4, 5),
+}  # fmt: skip
+NOT_NUMBERS: dict[str, Any] = {
+    "str": "1e-5", "complex": 1j, "list": [1e-5], "tensor_1d": torch.tensor([1e-5]),
+    "gradient": torch.tensor(1e-5, requires_grad=True),
+}  # fmt: skip
+
+
 def errors(device: str) -> Iterator[ErrorSample]:
     """Calls that must be refused."""
     x = torch.zeros(3, 4, device=device)
@@ -73,6 +84,11 @@ def errors(device: str) -> Iterator[ErrorSample]:
     yield refused("shape", (x, (5,)), r"normalized_shape: got \(5,\) with input of shape \(3, 4\)")
     yield refused("shape_rank", (x, (2, 3, 4)), r"normalized_shape: got \(2, 3, 4\)")
     yield refused("shape_empty", (x, ()), r"normalized_shape: got \(\), allowed: at least one")
+    for name, given in NOT_SHAPES.items():
+        yield refused(f"shape_{name}", (x, given), r"normalized_shape: got ", TypeError)
+    for name, eps in NOT_NUMBERS.items():
+        yield refused(f"eps_{name}", (x, (4,), w, None, eps), r"eps: got ", TypeError)
+    yield refused("eps_None", (x, (4,), w, w, None), r"eps: got None", TypeError)
     yield refused("weight", (x, (4,), w[:3]), r"weight: got shape \(3,\), allowed: shape \(4,\)")
     yield refused("bias", (x, (4,), w, w[None]), r"bias: got shape \(1, 4\), allowed: shape \(4,\)")
     yield refused("integers", (x.int(), (4,)), r"input: got torch\.int32")
@@ -85,6 +101,9 @@ def fwd_bound(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
     """The mean errs by sqrt(N) mean|x|, rstd by sqrt(N) (1 + mean|x| rstd) relatively, and y by both."""
     X = x.double()
     N = x.shape[-1]
+    if N == 0:  # nothing reads the statistics of no numbers
+        zeros = X.new_zeros(x.shape[:-1])
+        return Expected(X, X), Expected(zeros, zeros + torch.inf), Expected(zeros, zeros + torch.inf)
     w = torch.ones(N, dtype=torch.float64, device=x.device) if weight is None else weight.double()
     b = torch.zeros(N, dtype=torch.float64, device=x.device) if bias is None else bias.double()
     mean = X.mean(-1, keepdim=True)
@@ -114,13 +133,20 @@ def bwd_bound(
     gx = (g * x_hat).mean(-1, keepdim=True)
     dx = s * (g - g.mean(-1, keepdim=True) - x_hat * gx)
     size = g.abs() + g.abs().mean(-1, keepdim=True) + terms * (g.abs() * terms).mean(-1, keepdim=True)
-    flat, flat_terms = G.reshape(-1, N), (G.abs() * terms).reshape(-1, N)
+    shape = (mean.numel(), N)
+    flat, flat_terms = G.reshape(shape), (G.abs() * terms).reshape(shape)
     rows = max(flat.shape[0], 1) ** 0.5
+    dw_rows, db_rows = rows * coarse(x, None if weight is None else weight.dtype), rows * coarse(x, bias_dtype)
     return (
         Expected(dx, N**0.5 * s.abs() * size) if need_dx else None,
-        Expected((G * x_hat).reshape(-1, N).sum(0), rows * flat_terms.sum(0)) if need_dw else None,
-        Expected(flat.sum(0), rows * flat.abs().sum(0)) if need_db else None,
+        Expected((G * x_hat).reshape(shape).sum(0), dw_rows * flat_terms.sum(0)) if need_dw else None,
+        Expected(flat.sum(0), db_rows * flat.abs().sum(0)) if need_db else None,
     )
+
+
+def coarse(x: Tensor, dtype: torch.dtype | None) -> float:
+    """How many times coarser than a computation in fp64 the gradient of an fp64 parameter is: it is computed in fp32 but for fp64 x."""
+    return 2.0**29 if dtype is torch.float64 and x.dtype is not torch.float64 else 1.0
 
 
 _SHAPES = (

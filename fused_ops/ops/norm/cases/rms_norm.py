@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...._torch.spec import Bench, Case, ErrorSample, Expected, Headline, Sample
 from ...case_builders import empty, randn, tagged
+from .layer_norm import NOT_NUMBERS, NOT_SHAPES, coarse
 
 
 @tagged(
@@ -29,13 +30,14 @@ def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     def case(name: str, x: Tensor, n: int, weight: bool = True, eps: float | None = None) -> Sample:
         return Sample(name, (x, (n,), r(n, seed=1) if weight else None, eps))
 
-    for M, N in ((1, 1), (3, 1), (1, 7), (37, 63), (9, 257), (2, 1000), (7, 384), (33, 128), (3, 2049), (0, 5)):
+    for M, N in ((1, 1), (3, 1), (1, 7), (37, 63), (9, 257), (2, 1000), (7, 384), (33, 128), (3, 2049), (0, 5), (5, 0)):
         yield case(f"rows({M}, {N})", r(M, N), N)
     yield case("no_weight", r(6, 65), 65, weight=False)
     yield case("1d", r(19), 19)
     yield case("4d", r(2, 3, 5, 21), 21)
     yield Sample("shape2", (r(4, 5, 6), (5, 6), r(5, 6, seed=1)))
     yield Sample("shape3", (r(3, 5, 6), (3, 5, 6), r(3, 5, 6, seed=1)))
+    yield Sample("shape2_empty", (r(65, 1, 0), (1, 0), r(1, 0)))
     yield case("long_row", r(2, 40001, scale=3.0, offset=1.0), 40001)
     yield case("wide_bwd", r(19, 8200), 8200)  # chunked, and more tiles of rows than programs
     yield case("heads", r(3, 5, 4, 64).transpose(1, 2), 64)  # a head is a row: QK norm
@@ -70,6 +72,10 @@ def errors(device: str) -> Iterator[ErrorSample]:
 
     yield refused("shape", (x, (5,)), r"normalized_shape: got \(5,\) with input of shape \(3, 4\)")
     yield refused("shape_empty", (x, ()), r"normalized_shape: got \(\), allowed: at least one")
+    for name, given in NOT_SHAPES.items():
+        yield refused(f"shape_{name}", (x, given), r"normalized_shape: got ", TypeError)
+    for name, eps in NOT_NUMBERS.items():
+        yield refused(f"eps_{name}", (x, (4,), w, eps), r"eps: got ", TypeError)
     yield refused("weight", (x, (4,), w[:3]), r"weight: got shape \(3,\), allowed: shape \(4,\)")
     yield refused("integers", (x.int(), (4,)), r"input: got torch\.int32")
     yield refused("not_a_tensor", ("x", (4,)), r"input: got str", TypeError)
@@ -100,10 +106,11 @@ def bwd_bound(
     g = G if weight is None else G * weight.double()
     dx = s * (g - h * (g * h).mean(-1, keepdim=True))
     size = g.abs() + h.abs() * (g * h).abs().mean(-1, keepdim=True)
-    terms = (G * h).reshape(-1, N) if N else G.reshape(0, 0)
+    terms = (G * h).reshape(rstd.numel(), N)
+    rows = max(terms.shape[0], 1) ** 0.5 * coarse(x, None if weight is None else weight.dtype)
     return (
         Expected(dx, N**0.5 * s.abs() * size) if need_dx else None,
-        Expected(terms.sum(0), max(terms.shape[0], 1) ** 0.5 * terms.abs().sum(0)) if need_dw else None,
+        Expected(terms.sum(0), rows * terms.abs().sum(0)) if need_dw else None,
     )
 
 
