@@ -46,13 +46,8 @@ def layer_norm_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, 
     if x.dtype is dtype and (weight is None or weight.dtype is dtype) and (bias is None or bias.dtype is dtype):
         y, mean, rstd = torch.native_layer_norm(x, [N], weight, bias, eps)
         return y.contiguous(), mean.squeeze(-1), rstd.squeeze(-1)
-    wide = x.to(dtype)
-    if N == 0 or x.dim() == 0:
-        mean = rstd = wide.new_zeros(x.shape[:-1])
-    else:
-        var, mean = torch.var_mean(wide, dim=-1, correction=0)
-        rstd = torch.rsqrt(var + eps)
-    return layer_norm_eager(x, [N], weight, bias, eps).contiguous(), mean, rstd
+    _, mean, rstd = torch.native_layer_norm(x.to(dtype), [N], None, None, eps)
+    return layer_norm_eager(x, [N], weight, bias, eps).contiguous(), mean.squeeze(-1), rstd.squeeze(-1)
 
 
 def train_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
