@@ -154,15 +154,20 @@ def test_translation_table(opset: int, path: Path) -> None:
 
 
 def test_translation_table_casts_softmax() -> None:
-    class Wide(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return fused_softmax(x, dtype=torch.float32)
+    """Never to a narrower dtype before it: from fp16 to fp32 and to bf16, and from fp32 to fp16, it computes in fp32."""
+
+    class Cast(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            widened, across = fused_softmax(x, dtype=torch.float32), fused_softmax(x, dtype=torch.bfloat16)
+            return widened, across, fused_softmax(widened, dtype=torch.float16), fused_softmax(widened)
 
     table = custom_translation_table(20)
     program = torch.onnx.export(
-        Wide().eval(), (models.example().half(),), dynamo=True, opset_version=20, verbose=False, custom_translation_table=table
+        Cast().eval(), (models.example().half(),), dynamo=True, opset_version=20, verbose=False, custom_translation_table=table
     )
-    assert [n.op_type for n in program.model.graph] == ["Cast", "Softmax"]
+    graph = program.model.graph
+    assert {n.inputs[0].dtype.name for n in graph if n.op_type == "Softmax"} == {"FLOAT"}
+    assert [output.dtype.name for output in graph.outputs] == ["FLOAT", "BFLOAT16", "FLOAT16", "FLOAT"]
     assert set(table) == {op.fwd for op in REGISTRY.values() if op.onnx is not None}
     with pytest.raises(ExportError, match="linear: no ONNX translation of the activation 'none such'"):
         table[REGISTRY["linear"].fwd](np.ones((2, 2), np.float32), np.ones((2, 2), np.float32), None, "none such")

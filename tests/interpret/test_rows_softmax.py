@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fused_ops import REGISTRY
+from fused_ops import REGISTRY, fused_softmax
 from fused_ops.testing import ContractMode
 from tests.interpret.row_variants import HALF, LAYOUTS, SOFTMAX_CONFIGS, SUFFIXES, UNPACKABLE, layouts
 
@@ -56,3 +56,15 @@ def test_softmax_to_another_dtype(force: Any, dtype: torch.dtype) -> None:
         force(softmax, "softmax_fwd_config", SOFTMAX_CONFIGS[variant])
         with ContractMode():
             REGISTRY["softmax"].fwd(layouts(dtype)["odd"], 1, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint32, torch.int16, torch.bool, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_softmax_from_dtypes_without_a_kernel(dtype: torch.dtype, dim: int) -> None:
+    """Integers that no float of 32 bits tells apart, too."""
+    numbers = torch.arange(45, dtype=torch.float64).reshape(5, 9) * 7 % 10
+    x = (numbers + (2**31 if dtype in (torch.int64, torch.uint32) else 0)).to(dtype)
+    for out in (torch.float32, torch.bfloat16):
+        with ContractMode() as mode:
+            assert fused_softmax(x, dim, dtype=out).dtype is out
+        assert mode.checked == ["fused_ops.softmax_fwd.default"]

@@ -7,6 +7,7 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..._runtime.tuned_kernels import Tuned
 from ..._torch.arguments import FLOATS, normalize_dim, refuse, require_float, require_tensor
@@ -18,7 +19,7 @@ from ..._torch.spec import Backward, Op, Roles
 from .cases import softmax as cases
 from .softmax_launch import softmax_bwd_launch, softmax_launch
 from .softmax_onnx import softmax_onnx
-from .softmax_reference import softmax_bwd_reference, softmax_reference
+from .softmax_reference import ONE_CALL, differentiable_bwd, softmax_bwd_reference, softmax_by_aten, softmax_reference
 
 
 def _forward(run: Any, ctx: Any, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
@@ -39,9 +40,7 @@ class _Softmax(torch.autograd.Function):
         dim, dtype = ctx.options
         dtype = dtype or y.dtype
         if torch.is_grad_enabled():  # create_graph=True: y has its own history, through which the second order goes
-            wide = torch.float64 if y.dtype is torch.float64 else torch.float32
-            product = dy.to(wide) * y.to(wide)
-            return (product - y * product.sum(dim, keepdim=True)).to(dtype), None, None
+            return differentiable_bwd(dy, y, dim, dtype), None, None
         return _BWD(dy, y, dim, dtype), None, None
 
 
@@ -53,7 +52,7 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
     Args:
         input: any shape and strides; float32, float16, bfloat16 or float64, or any other real dtype when dtype is given.
         dim: the dimension that sums to 1; negative counts from the end.
-        dtype: the result's float dtype, or None for input's. The conversion is part of the kernel.
+        dtype: the result's float dtype, or None for input's. The conversion is part of the kernel; unlike torch's, it comes last.
 
     Returns:
         A contiguous tensor of input's shape, in dtype. Under CUDA autocast and with no dtype: float32, as torch's.
@@ -63,7 +62,8 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
         NotImplementedError (a RuntimeError): a dtype that is no float.
         TypeError: an argument of the wrong type.
 
-    Computed in fp32. A row that holds NaN or +inf, or only -inf, gives NaN, as torch's. Differentiable twice.
+    Computed in fp32, or in fp64 where input or dtype is float64, and rounded once; integers are not rounded before. A row that
+    holds NaN or +inf, or only -inf, gives NaN, as torch's. Differentiable twice.
     Source: Milakov and Gimelshein, Online normalizer calculation for softmax, 2018 (rows beyond the registers).
 
     Where a tensor is nested, or of another library's subclass, torch.nn.functional computes, or refuses it.
@@ -72,11 +72,15 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
     if way and dtype is None and input.dtype in FLOATS and type(dim) is int:
         if way == "aten":
             try:
-                return _RUN[way](input, dim, None)
+                one_call = input.shape[dim] <= ONE_CALL[input.dtype][dim == -1 or dim == input.ndim - 1]
+                if one_call and (input.dtype.itemsize > 2 or not _transformed()):
+                    return _RUN[way](input, dim, None)
             except Exception:  # what ATen refuses is refused below, in our words
                 pass
         elif -(rank := input.dim()) <= dim < rank and not input.is_nested:
-            return _RUN[way](input, dim % rank, None)
+            dim %= rank
+            if way != "cpu grad" or input.shape[dim] <= ONE_CALL[input.dtype][dim == rank - 1]:
+                return _RUN[way](input, dim, None)
     return _fused_softmax(input, dim, dtype)
 
 
@@ -92,13 +96,18 @@ def _fused_softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor
     elif input.is_complex():
         refuse(NotImplementedError, op, "input", input.dtype, "a real dtype")
     dim = normalize_dim(op, dim, input.dim())
-    if runs_aten("softmax"):
-        return F.softmax(input, dim, dtype=dtype)
     if dtype is None and input.dtype is not torch.float64 and autocasts_to_fp32(input):
         dtype = torch.float32
+    if runs_aten("softmax"):
+        return softmax_by_aten(input, dim, dtype)
     if input.requires_grad and torch.is_grad_enabled():
         return _Softmax.apply(input, dim, dtype)
     return _FWD(input, dim, dtype)
+
+
+def _transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD is active: then ATen would round each step of a half-precision tangent."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 # torch.jit.script cannot compile keyword-only arguments: in a script, fused_softmax(x, dim) is ATen's own softmax.

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..._runtime.backend import NO_FP64
 from ..._runtime.compiled import Planned
-from ..._runtime.device import interpreting, properties_of
+from ..._runtime.device import KERNEL_DTYPES, interpreting, properties_of
 from ..._runtime.launch import launch
 from ..._runtime.notices import warn_once
 from ..._runtime.plans import plan
 from ..._runtime.rows import at_pairs, empty_of, rows_and_strides
-from .softmax_reference import softmax_bwd_reference, softmax_reference
+from .softmax_reference import EXACT_IN_FP32, softmax_bwd_reference, softmax_reference
 
 
 @functools.cache
@@ -46,7 +46,10 @@ def softmax_launch(x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     y = empty_of(x, out_dtype)
     if x.numel() == 0:
         return y
-    if not x.is_floating_point():
+    if x.dtype not in EXACT_IN_FP32:  # integers of 32 and 64 bits: their distances from the maximum are what counts
+        x = x.double()
+        x = (x - x.amax(dim, keepdim=True)).float()
+    elif x.dtype not in KERNEL_DTYPES:
         x = x.float()
     if dim == x.dim() - 1 or _is_last(x, dim):
         _launch_fwd_rows(x if dim == x.dim() - 1 else x.flatten(dim), y)

@@ -59,6 +59,12 @@ def samples(device: str, dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample("long_masked", (long_special,), {"dim": -1})
     if dtype is not torch.float64:
         yield Sample("to_float32", (r(4, 50),), {"dim": -1, "dtype": torch.float32})
+    narrow = torch.float16 if dtype is torch.bfloat16 else torch.bfloat16
+    yield Sample("narrower", (r(4, 50, scale=5.0),), {"dim": -1, "dtype": narrow})
+    yield Sample("narrower_dim0", (r(50, 4, scale=5.0),), {"dim": 0, "dtype": narrow})
+    ties = torch.full((1500, 3), -1.0, device=device, dtype=dtype)  # each addition of the same term errs to the same side
+    ties[0] = 0.0
+    yield Sample("ties", (ties,), {"dim": 0})
     yield Sample("from_int", (torch.arange(24, device=device).reshape(4, 6) % 7,), {"dim": 1, "dtype": torch.float32})
 
 
