@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -20,15 +21,20 @@ def cases(dtypes: list[torch.dtype]) -> list[Any]:
 
     return [
         pytest.param(name, dtype, i, id=f"{name}-{str(dtype)[6:]}-{sample.name}")
-        for name, spec in TRAINED.items()
+        for name in TRAINED
         for dtype in dtypes
-        for i, sample in enumerate(spec.samples("cpu", dtype))
+        for i, sample in enumerate(_samples(name, dtype))
     ]
 
 
 def sample_of(name: str, dtype: torch.dtype, index: int) -> tuple[Op, Sample]:
-    spec = REGISTRY[name]
-    return spec, list(spec.samples("cpu", dtype))[index]
+    """An op and one of its samples, whose tensors other tests are given too: they are to be read, not changed."""
+    return REGISTRY[name], _samples(name, dtype)[index]
+
+
+@functools.cache
+def _samples(name: str, dtype: torch.dtype) -> tuple[Sample, ...]:
+    return tuple(REGISTRY[name].samples("cpu", dtype))
 
 
 def leaves(args: tuple[Any, ...]) -> tuple[list[Any], list[Tensor]]:

@@ -1,4 +1,4 @@
-"""The ATen path of every op, held to the numerics contract; and proof that the contract catches wrong kernels."""
+"""The ATen path of every op in every dtype, held to the numerics contract; and proof that the contract catches wrong kernels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from fused_ops import REGISTRY
 from fused_ops.testing import INTERPRET, contract_error
 from tests.contract import cases, hold_to_contract, sample_of
 
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
 pytestmark = pytest.mark.skipif(INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
 
 
@@ -21,7 +23,7 @@ def _held_by_aten(case: Any) -> Any:
     return pytest.param(*case.values, id=case.id, marks=marks)
 
 
-@pytest.mark.parametrize(("name", "dtype", "index"), [_held_by_aten(case) for case in cases([torch.float32, torch.float64])])
+@pytest.mark.parametrize(("name", "dtype", "index"), [_held_by_aten(case) for case in cases(DTYPES)])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_within_contract(name: str, dtype: torch.dtype, index: int) -> None:
     hold_to_contract(*sample_of(name, dtype, index))
