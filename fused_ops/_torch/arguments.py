@@ -60,8 +60,8 @@ def require_shape(op: str, argument: str, tensor: Tensor, shape: Sequence[int]) 
 
 def is_one(size: Any) -> bool:
     """Whether a size is 1. One that depends on data (x[mask], compiled) counts as not 1, whatever it will be."""
-    if type(size) is int and not torch.compiler.is_compiling():
-        return size == 1
+    if type(size) is not torch.SymInt and not torch.compiler.is_compiling():  # an int, or a tensor while torch.jit.trace runs
+        return bool(size == 1)
     from torch.fx.experimental.symbolic_shapes import guard_or_false
 
     return guard_or_false(size == 1)
@@ -73,8 +73,8 @@ def same_shape(shape: Sequence[Any], other: Sequence[Any]) -> bool:
 
 
 def _same(m: Any, n: Any) -> bool:
-    if type(m) is int and type(n) is int and not torch.compiler.is_compiling():
-        return m == n
+    if torch.SymInt not in (type(m), type(n)) and not torch.compiler.is_compiling():
+        return bool(m == n)
     from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
 
     if guard_or_false(m == n):
