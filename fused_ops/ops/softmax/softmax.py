@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..._runtime.tuned_kernels import Tuned
-from ..._torch.arguments import FLOATS, normalize_dim, refuse, require_float, require_tensor
+from ..._torch.arguments import FLOATS, normalize_dim, refuse, require_dtype, require_float, require_tensor
 from ..._torch.autograd import autocasts_to_fp32, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
@@ -19,7 +19,9 @@ from ..._torch.spec import Backward, Op, Roles
 from .cases import softmax as cases
 from .softmax_launch import softmax_bwd_launch, softmax_launch
 from .softmax_onnx import softmax_onnx
-from .softmax_reference import ONE_CALL, differentiable_bwd, softmax_bwd_reference, softmax_by_aten, softmax_reference
+from .softmax_reference import ONE_CALL, REALS, differentiable_bwd, softmax_bwd_reference, softmax_by_aten, softmax_reference
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def _forward(run: Any, ctx: Any, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
@@ -51,7 +53,8 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
 
     Args:
         input: any shape and strides; float32, float16, bfloat16 or float64, or any other real dtype when dtype is given.
-        dim: the dimension that sums to 1; negative counts from the end.
+        dim: the dimension that sums to 1; negative counts from the end. As torch's: an int of Python's or numpy's, or a tensor
+            of one integer.
         dtype: the result's float dtype, or None for input's. The conversion is part of the kernel; unlike torch's, it comes last.
 
     Returns:
@@ -60,6 +63,7 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
     Raises:
         IndexError: dim out of range.
         NotImplementedError (a RuntimeError): a dtype that is no float.
+        RuntimeError: dim is a tensor whose value is not known, as under torch.func.vmap.
         TypeError: an argument of the wrong type.
 
     Computed in fp32, or in fp64 where input or dtype is float64, and rounded once; integers are not rounded before. A row that
@@ -84,17 +88,18 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
     return _fused_softmax(input, dim, dtype)
 
 
-def _fused_softmax(input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+def _fused_softmax(input: Tensor, dim: Any, dtype: Any) -> Tensor:
     op = "fused_softmax"
     if overrides(input):
         return overridden(SPEC, (input,), input, dim, dtype=dtype)
     require_tensor(op, "input", input)
     if dtype is None:
         require_float(op, "input", input)
-    elif dtype not in FLOATS:
-        refuse(NotImplementedError, op, "dtype", dtype, "torch.float32, float16, bfloat16, float64, or None")
-    elif input.is_complex():
-        refuse(NotImplementedError, op, "input", input.dtype, "a real dtype")
+    else:
+        dtype = torch.float64 if dtype is float else dtype  # as torch's own functions take it
+        require_dtype(op, "dtype", dtype, _DTYPES, NotImplementedError, optional=True)
+        if input.dtype not in REALS:
+            refuse(NotImplementedError, op, "input", input.dtype, "a real dtype of whole bytes")
     dim = normalize_dim(op, dim, input.dim())
     if dtype is None and input.dtype is not torch.float64 and autocasts_to_fp32(input):
         dtype = torch.float32

@@ -16,6 +16,7 @@ EXACT_IN_FP32 = frozenset((
     torch.float8_e5m2fnuz, torch.float8_e8m0fnu, torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16,
 ))  # fmt: skip
 """The dtypes whose every value is a float32."""
+REALS = EXACT_IN_FP32 | {torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64}
 ONE_CALL = {
     torch.float32: (64, 2048),
     torch.float16: (0, 2048),
