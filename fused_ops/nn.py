@@ -13,8 +13,7 @@ from typing import Any, Optional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._torch.arguments import refuse
-from .ops.linear.activations import ACTIVATIONS
+from .ops.linear.activations import check_activation
 from .ops.linear.linear import fused_linear
 from .ops.norm.layer_norm import fused_layernorm
 from .ops.norm.rms_norm import fused_rmsnorm
@@ -71,6 +70,7 @@ class FusedLinear(nn.Linear):
 
     Raises:
         RuntimeError: an unknown activation.
+        TypeError: an activation that is no string.
     """
 
     __constants__ = ["in_features", "out_features", "activation"]  # noqa: RUF012 (torch's own form)
@@ -80,9 +80,8 @@ class FusedLinear(nn.Linear):
         self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None,
         *, activation: Optional[str] = None,
     ) -> None:  # fmt: skip
-        if activation is not None and activation not in ACTIVATIONS:
-            names = "None, " + ", ".join(repr(a) for a in ACTIVATIONS if a != "none")
-            refuse(RuntimeError, "FusedLinear", "activation", repr(activation), names)
+        if activation is not None:
+            check_activation("FusedLinear", activation)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.activation = activation
 

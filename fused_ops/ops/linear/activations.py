@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..._torch.arguments import refuse
+from ..._torch.arguments import refuse, refuse_type, said
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -73,7 +73,10 @@ def activation_derivative(x: Tensor, activation: str) -> Tensor:
 
 
 def check_activation(op: str, activation: object) -> None:
-    """Refuse a name that is none of ACTIVATIONS."""
-    if activation not in ACTIVATIONS:
-        names = "None, " + ", ".join(repr(a) for a in ACTIVATIONS if a != "none")
-        refuse(RuntimeError, op, "activation", repr(activation), names)
+    """Refuse what is no name of ACTIVATIONS: TypeError for what is no string, RuntimeError for another string."""
+    if isinstance(activation, str) and activation in ACTIVATIONS:
+        return
+    names = "None, " + ", ".join(repr(a) for a in ACTIVATIONS if a != "none")
+    if not isinstance(activation, str):
+        refuse_type(op, "activation", activation, names)
+    refuse(RuntimeError, op, "activation", said(activation), names)
