@@ -9,12 +9,11 @@ from torch import Tensor
 
 from ..._runtime.device import FP8
 from ..._torch.arguments import (
-    FLOATS,
     is_one,
     refuse,
     refuse_gradients,
     require_device,
-    require_float,
+    require_dtype,
     require_shape,
     require_tensor,
     same_shape,
@@ -99,18 +98,22 @@ def _fits(
     x: Tensor, weight: Tensor, input_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str | None, out_dtype: Any
 ) -> bool:  # fmt: skip
     """What _check checks, for tensors on one device, and without words; scales of other shapes than (*) and (N,) aside."""
-    if not (x.dtype is FP8 and weight.dtype is FP8 and x.dim() and weight.dim() == 2 and x.shape[-1] == weight.shape[1]):
+    try:
+        if not (x.dtype is FP8 and weight.dtype is FP8 and x.dim() and weight.dim() == 2 and x.shape[-1] == weight.shape[1]):
+            return False
+        rows, columns = x.shape[:-1], weight.shape[:1]
+        return (
+            input_scale.dtype is torch.float32
+            and weight_scale.dtype is torch.float32
+            and (input_scale.shape == rows or input_scale.dim() == 0)
+            and (weight_scale.shape == columns or weight_scale.dim() == 0)
+            and (bias is None or (bias.dtype in OUT_DTYPES and bias.shape == columns))
+            and (activation is None or activation in ACTIVATIONS)
+            and type(out_dtype) is torch.dtype
+            and out_dtype in OUT_DTYPES
+        )
+    except Exception:  # None has no dtype, an activation may have no hash
         return False
-    rows, columns = x.shape[:-1], weight.shape[:1]
-    return (
-        input_scale.dtype is torch.float32
-        and weight_scale.dtype is torch.float32
-        and (input_scale.shape == rows or input_scale.dim() == 0)
-        and (weight_scale.shape == columns or weight_scale.dim() == 0)
-        and (bias is None or (bias.dtype in FLOATS and bias.shape == columns))
-        and (activation is None or activation in ACTIVATIONS)
-        and out_dtype in OUT_DTYPES
-    )
 
 
 def _check(
@@ -152,10 +155,9 @@ def _check(
         if not is_one(scale.numel()) and not any(same_shape(scale.shape, shape) for shape in shapes):
             refuse(RuntimeError, op, name, f"shape {tuple(scale.shape)}", f"one element, or one of the shapes {shapes}")
     if bias is not None:
-        require_float(op, "bias", bias)
+        require_dtype(op, "bias", bias.dtype, OUT_DTYPES, RuntimeError)
         require_shape(op, "bias", bias, (N,))
-    if out_dtype not in OUT_DTYPES:
-        refuse(RuntimeError, op, "out_dtype", out_dtype, ", ".join(map(str, OUT_DTYPES)))
+    require_dtype(op, "out_dtype", out_dtype, OUT_DTYPES, RuntimeError)
     for name, tensor in tensors:
         if tensor is not None:
             require_device(op, name, tensor, input.device)
