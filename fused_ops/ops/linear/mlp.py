@@ -7,6 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from ..._torch.arguments import require_bool
 from ..._torch.autograd import autocasting, gradient_of_saved, needed_gradients, needs_grad, runs_aten, take_saved
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
@@ -137,12 +138,13 @@ def _fused_mlp(
 ) -> Tensor:
     tensors = (weight1, bias1, weight2, bias2)
     way = fast_path(input, *tensors)
-    if way and fits(input, OPERANDS, activation, *tensors):
+    if way and (recompute is False or recompute is True) and fits(input, OPERANDS, activation, *tensors):
         if way == "aten" or way == "cuda":
             return _INFER[way](input, *tensors, activation or "none")
         return _APPLY[way](input, *tensors, activation or "none", recompute)[0]
     name = "none" if activation is None else activation
     check_activation("fused_mlp", name)
+    recompute = require_bool("fused_mlp", "recompute", recompute)
     if overrides(input, *tensors):
         return overridden(SPEC, (input, *tensors), input, *tensors, activation, recompute=recompute)
     autocast = isinstance(input, Tensor) and autocasting(input)
