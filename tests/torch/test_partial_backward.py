@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fused_ops import REGISTRY
 from fused_ops.testing import flops
-from tests.torch.calls import CALL, Call, each_call
+from tests.torch.calls import CALL, CALLS, Call, each_call
 from tests.torch.test_autocast_regions import Recorded
 
 RAW = {raw.overload: raw for op in REGISTRY.values() for raw in op.raw}
@@ -70,6 +70,20 @@ def test_no_product_is_computed_twice(name: str, activation: str | None) -> None
         counts.append(flops_of(recorded.calls))
     assert counts[0] > 0
     assert counts == [counts[0]] * 3
+
+
+@pytest.mark.parametrize("call", [pytest.param(call, id=call.name) for call in CALLS if "v" in call.letters])
+def test_a_norm_computes_what_is_asked_for(call: Call) -> None:
+    """Its raw operator is told which gradients: the flags of a backward in parts are those of the whole, shared out."""
+    tensors = call.tensors(requires_grad=True)
+    out = call.ours(*tensors)
+    told = []
+    for asked in (tensors[:1], tensors[1:], tensors):
+        with Recorded() as recorded:
+            torch.autograd.grad(out.sum(), asked, retain_graph=True)
+        ((_, args),) = recorded.calls
+        told.append([flag for flag in args if isinstance(flag, bool)])
+    assert told == [[True, *[False] * (len(tensors) - 1)], [False, *[True] * (len(tensors) - 1)], [True] * len(tensors)]
 
 
 def test_an_mlp_computes_only_the_hidden_gradient_twice() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..._runtime.tuned_kernels import Tuned
 from ..._torch.arguments import FLOATS
-from ..._torch.autograd import differentiable_backward, needs_grad, runs_aten
+from ..._torch.autograd import differentiable_backward, needed_gradients, needs_grad, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
@@ -51,7 +51,7 @@ class _LayerNorm(torch.autograd.Function):
             return *differentiable_backward(differentiable_rows, (x, weight, bias, ctx.eps), dy)[:3], None
         if mean.dim() == x.dim():
             mean, rstd = mean.squeeze(-1), rstd.squeeze(-1)
-        need_dx, need_dw, need_db, _ = ctx.needs_input_grad
+        need_dx, need_dw, need_db, _ = needed_gradients(ctx)
         bias_dtype = None if bias is None else bias.dtype
         dx, dw, db = _BWD(dy, x, weight, mean, rstd, need_dx, need_dw, need_db, bias_dtype)
         return dx if need_dx else None, dw if need_dw else None, db if need_db else None, None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._runtime.tuned_kernels import Tuned
-from ..._torch.autograd import differentiable_backward, needs_grad, runs_aten
+from ..._torch.autograd import differentiable_backward, needed_gradients, needs_grad, runs_aten
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
@@ -38,7 +38,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *differentiable_backward(rms_norm_rows, (x, weight, ctx.eps), dy)[:2], None
-        need_dx, need_dw, _ = ctx.needs_input_grad
+        need_dx, need_dw, _ = needed_gradients(ctx)
         dx, dw = _BWD(dy, x, weight, rstd, need_dx, need_dw)
         return dx if need_dx else None, dw if need_dw else None, None
 
