@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,20 @@ def test_rms_norm_of_16_bits_is_rounded_once(opset: int, tmp_path: Path) -> None
     assert types[0] == types[-1] == "Cast"
     assert RMS_NORM[opset] in types
     assert torch.equal(run(path, module.x), module(module.x))
+
+
+@pytest.mark.parametrize("by", ["export_onnx", "translation"])
+def test_layer_norm_of_mixed_dtypes(by: str, tmp_path: Path) -> None:
+    """LayerNormalization takes one dtype: where input's and the parameters' differ, it computes in fp32."""
+    module, path = OneOp("layer_norm").eval(), tmp_path / "op.onnx"
+    x, shape, weight, bias = module.sample.args[:4]
+    module.x, module.sample = x.half(), dataclasses.replace(module.sample, args=(x.half(), shape, weight, bias.double()))
+    if by == "export_onnx":
+        export_onnx(module, (module.x,), path)
+    else:
+        table = custom_translation_table(20)
+        torch.onnx.export(
+            module, (module.x,), path, dynamo=True, opset_version=20, custom_translation_table=table, verbose=False
+        )
+    assert [node.op_type for node in onnx.load(path).graph.node].count("LayerNormalization") == 1
+    torch.testing.assert_close(run(path, module.x), module(module.x))
