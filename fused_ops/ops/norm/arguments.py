@@ -110,7 +110,7 @@ def number(op: str, eps: Any) -> float:
     try:
         return float(eps)
     except OverflowError:
-        refuse(OverflowError, op, "eps", shown(eps), "a number below the greatest float")
+        refuse(TypeError, op, "eps", shown(eps), "a number that a float can hold")
 
 
 def shown(value: object) -> str:
