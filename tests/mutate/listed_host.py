@@ -6,7 +6,7 @@ from .mutant import Replacement, Selection, aten, interpreted
 
 LINEAR = "ops/linear"
 GRIDS = aten("runtime/test_plans.py")
-STUB = aten("runtime/test_launch.py")
+STUB = aten("runtime/test_launch.py", "what_triton_launches")
 GRADIENTS = aten("ops/test_autograd.py")
 SUBSETS = aten("ops/test_linear_family.py ops/test_autograd.py", "subset or gradients")
 ENGINES = aten("export/test_engine.py export/test_safety.py", "hash or manifest or changed or not_loaded or agrees")
@@ -24,7 +24,7 @@ LAUNCH = (
     fault(
         "L01", "launch", "rows count as aligned whatever their strides", "kernels/rows", "row_vectors",
         "if N % vec == 0 and all(stride % vec == 0 for stride in row_strides):", "if N % vec == 0:",
-        interpreted("rows_choice", "alignment"), interpreted("rows_layer_norm", "stride"),
+        interpreted("rows_choice", "alignment"),
     ),
     fault(
         "L02", "launch", "a warm launch takes every address for aligned", "_runtime/compiled", "run",
@@ -44,7 +44,7 @@ LAUNCH = (
     ),
     fault(
         "L06", "launch", "plans stay after a configuration was forced", "_runtime/tables", "force",
-        "forget_plans()", "pass", interpreted("rows_choice", "tuning"), aten("tools/test_tune.py"),
+        "forget_plans()", "pass", aten("tools/test_tune.py", "replaces"), interpreted("rows_choice", "tuning and softmax_fwd"),
     ),
     fault(
         "L07", "launch", "plans stay after a GPU refused a cluster", "_runtime/clusters", "give_up",
@@ -73,7 +73,7 @@ LAUNCH = (
     ),
     fault(
         "K18", "launch", "partial rows of programs that do not exist", "ops/norm/layer_norm_launch", "layer_norm_bwd_launch",
-        "planned.grid(M), N)", "planned.most, N)", interpreted("rows_layer_norm", "backward or tile"),
+        "planned.grid(M), N)", "planned.most, N)", interpreted("many_rows", "layer_norm"),
     ),
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -22,9 +22,8 @@ from typing import IO
 from . import clock
 from .mutant import ROOT, Mutant, Selection
 
-OPTIONS = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line")
-FIRST_SECONDS = 900.0  # of the tests on the sources as they are
-TIMES, LEAST_SECONDS = 5.0, 60.0  # what a mutant's run may take of that; one that takes longer hangs
+OPTIONS = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line", "-rfE")
+SECONDS = 900.0  # what a selection may take; one that takes longer hangs
 NO_TESTS = 5  # pytest's status
 
 
@@ -32,7 +31,7 @@ NO_TESTS = 5  # pytest's status
 class Outcome:
     """What came of a mutant.
 
-    verdict: "killed", "survived", "equivalent" (not run), or "error" (its tests fail without it, or it does not apply). by: the test
+    verdict: "killed", "survived", "equivalent" (not run), or "error" (it does not apply, has no tests, or what noticed it fails without it too). by: the test
     that noticed it, or how the run ended. tests: the selection that did. seconds: of all its runs.
     """
 
@@ -71,8 +70,8 @@ class Copy:
         compileall.compile_dir(folder, quiet=2, invalidation_mode=mode)
         self._servers: dict[bool, subprocess.Popen[str]] = {}
 
-    def run(self, tests: Selection, seconds: float) -> tuple[int | None, str]:
-        """(pytest's status, the first failed test or the last line)."""
+    def run(self, tests: Selection, seconds: float, only: Sequence[str] = ()) -> tuple[int | None, str]:
+        """(pytest's status, the first failed test or the last line). only: what pytest is given instead of the whole selection."""
         log = self.folder.parent / f"{self.folder.name}.log"
         into, answers = self._server(tests.interpreted)
         print(
@@ -82,7 +81,7 @@ class Copy:
         if not answer:
             raise RuntimeError("the server of the tests has ended")
         text = log.read_text(errors="replace")
-        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+        failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.MULTILINE)
         lines = text.strip().splitlines() or [""]
         status: int | None = json.loads(answer)["status"]
         return status, failed[0] if failed else lines[-1][-200:]
@@ -126,27 +125,28 @@ class Copy:
             path.write_text(source)
 
 
-class Baselines:
-    """How long each selection takes on the sources as they are, and why it cannot be used where it fails there."""
+class Confirmed:
+    """Of what noticed a mutant, whether it passes on the sources as they are: else it notices nothing."""
 
     def __init__(self) -> None:
-        self._known: dict[Selection, tuple[float, str]] = {}
-        self._locks: dict[Selection, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._known: dict[tuple[Selection, str], str] = {}
 
-    def of(self, copy: Copy, tests: Selection) -> tuple[float, str]:
-        """(seconds, "") or (seconds, what fails without any mutant). Run once."""
-        with self._lock:
-            lock = self._locks.setdefault(tests, threading.Lock())
-        with lock:
-            if tests not in self._known:
-                start = clock.seconds()
-                status, said = copy.run(tests, FIRST_SECONDS)
-                self._known[tests] = clock.seconds() - start, "" if status == 0 else f"{said} (status {status})"
-            return self._known[tests]
+    def failing(self, copy: Copy, tests: Selection, status: int | None, said: str) -> str:
+        """How what noticed a mutant fails without it; "" where it passes. status, said: of the run that noticed.
+
+        That is one test; or, where no test began, that all are collected; or, where none is named, the whole selection.
+        """
+        only = [said] if said.startswith("tests/") and "::" in said else []
+        if not only and status is not None and status > 1:
+            only = [*tests.arguments, "--collect-only"]
+        key = tests, " ".join(only)
+        if key not in self._known:
+            status, found = copy.run(tests, SECONDS, only)
+            self._known[key] = "" if status == 0 else f"{found} (status {status})"
+        return self._known[key]
 
 
-def outcome(mutant: Mutant, copy: Copy, baselines: Baselines) -> Outcome:
+def outcome(mutant: Mutant, copy: Copy, confirmed: Confirmed) -> Outcome:
     """Run a mutant's tests, until one of them notices it."""
 
     def of(verdict: str, by: str = "", tests: str = "") -> Outcome:
@@ -156,21 +156,21 @@ def outcome(mutant: Mutant, copy: Copy, baselines: Baselines) -> Outcome:
     start = clock.seconds()
     if mutant.equivalent:
         return of("equivalent", mutant.equivalent)
-    limits = {}
     for tests in mutant.runs:
-        seconds, failing = baselines.of(copy, tests)
-        if failing:
-            return of("error", f"fails without the mutant: {failing}", str(tests))
-        limits[tests] = max(LEAST_SECONDS, TIMES * seconds)
         try:
             with copy.holding(mutant):
-                status, said = copy.run(tests, limits[tests])
+                status, said = copy.run(tests, SECONDS)
         except LookupError as error:
             return of("error", str(error))
-        if status is None:
-            return of("killed", f"hang: not done in {limits[tests]:.0f} s", str(tests))
-        if status not in (0, NO_TESTS):
-            return of("killed", said if status > 0 else f"signal {-status}: {said}", str(tests))
+        if status == NO_TESTS:
+            return of("error", f"no tests: {said}", str(tests))
+        if status != 0:
+            if failing := confirmed.failing(copy, tests, status, said):
+                return of("error", f"fails without the mutant: {failing}", str(tests))
+            how = (
+                f"hang: not done in {SECONDS:.0f} s" if status is None else said if status > 0 else f"signal {-status}: {said}"
+            )
+            return of("killed", how, str(tests))
     return of("survived", "", "; ".join(map(str, mutant.runs)))
 
 
@@ -180,13 +180,13 @@ def run_all(mutants: list[Mutant], jobs: int, done: Callable[[Outcome], None]) -
     for mutant in mutants:
         waiting.put(mutant)
     found: list[Outcome] = []
-    baselines, lock, errors = Baselines(), threading.Lock(), list[BaseException]()
+    confirmed, lock, errors = Confirmed(), threading.Lock(), list[BaseException]()
 
     def work(folder: Path) -> None:
         copy = Copy(folder)
         try:
             while not errors:
-                result = outcome(waiting.get_nowait(), copy, baselines)
+                result = outcome(waiting.get_nowait(), copy, confirmed)
                 with lock:
                     found.append(result)
                     done(result)
