@@ -24,7 +24,7 @@ LAUNCH = (
     fault(
         "L01", "launch", "rows count as aligned whatever their strides", "kernels/rows", "row_vectors",
         "if N % vec == 0 and all(stride % vec == 0 for stride in row_strides):", "if N % vec == 0:",
-        interpreted("rows_choice", "alignment"),
+        aten("kernels/test_rows.py"),
     ),
     fault(
         "L02", "launch", "a warm launch takes every address for aligned", "_runtime/compiled", "run",
@@ -36,7 +36,7 @@ LAUNCH = (
     ),
     fault(
         "L04", "launch", "a plan of one device is launched on another", "_runtime/launch", "launch",
-        "if direct and planned.device == _current_device():", "if direct:", STUB,
+        "if direct and planned.device == _current_device():", "if direct:", GRIDS, STUB,
     ),
     fault(
         "L05", "launch", "a grid one too large at exact multiples", "_runtime/launch", "launch",
@@ -64,8 +64,8 @@ LAUNCH = (
         "self.N * max(self.itemsize, 2) % 16 or ", "", interpreted("linear_variants", "cannot"),
     ),
     fault(
-        "L11", "launch", "what was tuned is not read again", "_tools/tune", "tune", "    forget_tables()\n", "",
-        aten("tools/test_tune.py tools/test_tune_choice.py"),
+        "L11", "launch", "what was tuned is not read again", "_runtime/tables", "save", "forget_tables()", "pass",
+        aten("runtime/test_tables.py"), aten("tools/test_tune.py"),
     ),
     fault(
         "L12", "launch", "fp8 products are summed in the tensor core's own accumulator", f"{LINEAR}/linear_plan",
@@ -73,7 +73,7 @@ LAUNCH = (
     ),
     fault(
         "K18", "launch", "partial rows of programs that do not exist", "ops/norm/layer_norm_launch", "layer_norm_bwd_launch",
-        "planned.grid(M), N)", "planned.most, N)", interpreted("many_rows", "layer_norm"),
+        "planned.grid(M), N)", "planned.most, N)", interpreted("rows_layer_norm", "backward_of_what_is_needed"), interpreted("contract", "test_within_contract[layer_norm-float32 and no_"),
     ),
 )  # fmt: skip
 

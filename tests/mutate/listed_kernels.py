@@ -36,7 +36,7 @@ MUTANTS = (
     ),
     kernel(
         "K02", "online softmax subtracts a maximum of -inf", "softmax/softmax", "softmax_fwd_chunked_kernel",
-        'shift = tl.where(new_max == float("-inf"), 0.0, new_max)', "shift = new_max", softmax("chunked-special"),
+        'shift = tl.where(new_max == float("-inf"), 0.0, new_max)', "shift = new_max", softmax("chunked-special"), sample("softmax-float32", "masked or special"),
     ),
     kernel(
         "K03", "eps outside the root", "norm/layer_norm", "layer_norm_fwd_kernel",
@@ -139,7 +139,7 @@ MUTANTS = (
     ),
     kernel(
         "K26", "no barrier before a partial row is read back", "norm/layer_norm_bwd", "layer_norm_bwd_chunked_kernel",
-        "tl.debug_barrier()", "pass", aten("ptx/test_tiles.py", "layer_norm-chunked"),
+        "tl.debug_barrier()", "pass", aten("ptx/test_tiles.py", "layer_norm and repeated"),
     ),
     kernel(
         "K27", "a cluster adds the edges twice", "softmax/softmax_cluster", "softmax_fwd_cluster_kernel",

@@ -40,7 +40,7 @@ RUNS: dict[str, tuple[Selection, ...]] = {
     "kernels/rows": (interpreted("rows_choice rows_softmax rows_layer_norm"), aten("ptx/test_kernels.py", "packed")),
     "kernels/": (interpreted("many_rows"), interpreted("rows_layer_norm", "backward"), aten("kernels")),
     "fused_ops/_runtime/": _LAUNCH,
-    "fused_ops/_runtime/tables": (aten("tools/test_tune.py"), interpreted("rows_choice")),
+    "fused_ops/_runtime/tables": (aten("runtime/test_tables.py tools/test_tune.py"), interpreted("rows_choice")),
     "fused_ops/_runtime/tuned_kernels": (aten("tools/test_tune.py"), interpreted("rows_choice")),
     "fused_ops/_runtime/settings": (aten("runtime"), aten("tools/test_explain.py tools/test_doctor.py")),
     "fused_ops/_runtime/backend": (aten("tools/test_explain.py ops/test_errors.py"), aten("runtime")),

@@ -22,9 +22,23 @@ _CONTRARY: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 _SAYING = frozenset(
-    ("warn", "warn_once", "refuse", "debug", "info", "warning", "error", "static_assert", "print", "echo", "note_refusal")
+    (
+        "warn",
+        "warn_once",
+        "refuse",
+        "debug",
+        "info",
+        "warning",
+        "error",
+        "static_assert",
+        "print",
+        "echo",
+        "note_refusal",
+        "name_launch",
+    )
 )
 _SPEED = frozenset(("eviction_policy", "num_stages", "num_warps", "warp_specialize", "maxsize"))
+_LEAVING = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 _Functions = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -77,7 +91,7 @@ def _changes(
 ) -> Iterator[tuple[str, ast.expr | ast.stmt, Callable[[], str]]]:
     """(operator, what it changes, a function that writes what it becomes)."""
     strides = sorted({a.arg for a in function.args.args if a.arg.startswith("stride")})
-    assigned: set[str] = {a.arg for a in function.args.args}
+    droppable = {id(statement) for statement in _droppable(function.body, {a.arg for a in function.args.args})}
     for node in _of_account(function.body):
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _CONTRARY:
             yield "comparison", node, functools.partial(_compared, node)
@@ -95,10 +109,8 @@ def _changes(
             alike = [s for s in strides if s[:-1] == node.id[:-1]]
             among = alike if len(alike) > 1 else strides
             yield "stride", node, functools.partial(str, among[(among.index(node.id) + 1) % len(among)])
-        elif isinstance(node, ast.stmt):
-            if _can_go(node, assigned):
-                yield "statement", node, functools.partial(str, "pass")
-            assigned.update(n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+        elif id(node) in droppable and isinstance(node, ast.stmt):
+            yield "statement", node, functools.partial(str, "pass")
 
 
 def _compared(node: ast.Compare) -> str:
@@ -133,20 +145,32 @@ def _without_mask(call: ast.Call) -> str:
     return ast.unparse(changed)
 
 
-def _can_go(statement: ast.stmt, assigned: set[str]) -> bool:
-    """Whether the function still runs without a statement: nothing reads a name that only it gives."""
-    if isinstance(statement, ast.AugAssign):
-        return True
-    if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Call)
-    if isinstance(statement, ast.If):  # a way out, not a branch
-        return not statement.orelse and isinstance(statement.body[-1], (ast.Return, ast.Raise, ast.Continue, ast.Break))
-    if isinstance(statement, ast.Assign):
-        names = [
-            n.id for t in statement.targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-        ]
-        return bool(names) and assigned.issuperset(names)
-    return False
+def _droppable(block: list[ast.stmt], before: set[str]) -> Iterator[ast.stmt]:
+    """The statements without which the function still runs: what they assign has a value then, from before."""
+    assigned = set(before)
+    for statement in block:
+        if isinstance(statement, ast.Assign):
+            names = {
+                n.id for t in statement.targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+            }
+            if names and names <= assigned and not any(isinstance(n, ast.JoinedStr) for n in ast.walk(statement.value)):
+                yield statement
+            assigned |= names
+        elif isinstance(statement, ast.AugAssign) or (
+            isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+        ):
+            yield statement
+        elif isinstance(statement, ast.If) and not statement.orelse and isinstance(statement.body[-1], _LEAVING):
+            yield statement  # a way out, not a branch
+        for field in ("body", "orelse", "finalbody"):
+            inner = getattr(statement, field, None)
+            if isinstance(inner, list) and not isinstance(statement, (*_Functions, ast.ClassDef)):
+                target = (
+                    {statement.target.id}
+                    if isinstance(statement, ast.For) and isinstance(statement.target, ast.Name)
+                    else set()
+                )
+                yield from _droppable(inner, assigned | target)
 
 
 def _of_account(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:

@@ -171,6 +171,7 @@ class Machine:
         self.mask: np.ndarray | None = None
         self.shared = Shared(shared, self.threads, programs)
         self.state: dict[str, Any] = {}  # of asynchronous instructions
+        memory.barriers += 1  # what another program wrote is no business of this one
 
     def set(self, index: int, value: np.ndarray) -> None:
         """Write a register in the active threads."""
@@ -240,10 +241,12 @@ class Machine:
         for program in np.flatnonzero((by_program == 1).any(1) & ((by_program == 1) | done).all(1)):
             by_program[program] = 0
             self.shared.epoch[program] += 1
+            self.memory.barriers += 1
         if (waiting == 2).any() and ((waiting == 2) | (at >= end)).all():
             waiting[:] = 0
             self.shared.epoch += 1
             self.shared.cluster_epoch += 1
+            self.memory.barriers += 1
 
 
 def _poison(kind: str, lanes: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Global and shared memory of the PTX machine, and what is checked of every access.
 
-Global: inside one allocation, aligned to its size; bytes and 32-byte sectors are counted. Shared: inside the program's
+Global: inside one allocation, aligned to its size; bytes and 32-byte sectors are counted; no warp reads what another one of its
+program wrote since the last barrier. Shared: inside the program's
 part, and no two warps at the same bytes between two barriers, one of them writing. Memory nobody wrote holds NaN.
 """
 
@@ -34,6 +35,8 @@ class Allocation:
     front: int
     loaded: np.ndarray = field(repr=False)  # by sector
     stored: np.ndarray = field(repr=False)
+    written_in: np.ndarray | None = field(default=None, repr=False)  # by byte, once any was: between which barriers
+    written_by: np.ndarray | None = field(default=None, repr=False)  # and by which warp
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Global:
     def __init__(self) -> None:
         self.allocations: list[Allocation] = []
         self.traffic = Traffic()
+        self.barriers = 1  # that programs have begun with or passed
 
     def add(self, name: str, content: np.ndarray, alignment_of: int = 0) -> int:
         """Copy content (uint8) into a new allocation and return its address, which lies in its 256 bytes as alignment_of."""
@@ -102,10 +106,27 @@ class Global:
         items = (offsets // bytes_each)[:, None] + np.arange(count)
         view = a.data.view(_UNSIGNED[bytes_each])
         self._count(a, offsets, lanes, size, values is None, by or str(size * 8))
+        if by is None:
+            self._race(a, offsets[:, None] + np.arange(size), (lanes // LANES)[:, None], values is None, what)
         if values is None:
             return view[items]
         view[items] = values
         return values
+
+    def _race(self, a: Allocation, where: np.ndarray, warps: np.ndarray, load: bool, what: str) -> None:
+        """Refuse to read what another warp wrote since the last barrier: it may not have written it yet."""
+        if not load:
+            if a.written_in is None or a.written_by is None:
+                a.written_in, a.written_by = np.zeros(a.data.size, np.int32), np.zeros(a.data.size, np.int32)
+            a.written_in[where], a.written_by[where] = self.barriers, warps
+        elif a.written_in is not None and a.written_by is not None:
+            clash = (a.written_in[where] == self.barriers) & (a.written_by[where] != warps)
+            if clash.any():
+                first = int(np.argwhere(clash)[0][0])
+                raise MemoryFaultError(
+                    f"{what}: warp {int(warps[first, 0])} reads byte {int(where[first, 0]) - a.front} of {a.name}, which another"
+                    f" warp wrote since the last barrier"
+                )
 
     def _count(self, a: Allocation, offsets: np.ndarray, lanes: np.ndarray, size: int, load: bool, by: str) -> None:
         sectors = offsets // SECTOR  # an aligned access of at most 32 bytes lies in one

@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fused_ops import REGISTRY
 from fused_ops._runtime import device as device_module
 from fused_ops._runtime import launch as launch_module
+from fused_ops._runtime import tables
 from fused_ops._runtime.compiled import Planned
+from fused_ops.kernels.config import RowConfig
 from fused_ops.kernels.rows import row_tiles
 from fused_ops.ops.linear.matmul_plan import FP8_CHUNK
 from fused_ops.testing import Op, Raw, forget_plans, watch_launches
@@ -77,6 +79,16 @@ def _calls(op: Op) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
             shape = (M, *[N] * (len(next(iter(op.bench.shapes.values()))) - 1))
             if M * N <= 1 << 16 or M == 64:
                 yield op.bench.make("cpu", shape, dtype, (*op.bench.variants, None)[0])
+
+
+def test_a_measured_configuration_serves_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first GPU is number 0, and the interpreter -1."""
+    config = RowConfig(1, 1024, 4)
+    for index in (-1, 0, 1):
+        monkeypatch.setitem(tables._tables, index, {tables.Key("softmax_fwd", 4096, 1000, 2): config})
+        found = tables.measured("softmax_fwd", 4000, 1000, 2, index)
+        assert found == (config if index >= 0 else None)
+        assert tables.measured("softmax_fwd", 2048, 1000, 2, index) is None
 
 
 def programs(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> set[int]:
@@ -140,6 +152,40 @@ def test_a_plan_serves_one_set_of_dtypes(op: Op, monkeypatch: pytest.MonkeyPatch
     forget_plans()
     assert len(served) > 1
     assert [dtypes for dtypes in served.values() if len(dtypes) > 1] == []
+
+
+@pytest.mark.parametrize("op", REGISTRY.values(), ids=lambda op: op.name)
+def test_what_kernels_take_goes_to_kernels(op: Op, made: list[Launched]) -> None:
+    """Where a launcher called ATen instead, results would be right all the same."""
+    for dtype in (*DTYPES, torch.float16):
+        for sample in op.samples("cpu", dtype):
+            tensors = [a for a in sample.args if isinstance(a, Tensor)]
+            if all(t.numel() and t.dim() for t in tensors) and "slow" not in sample.tags:
+                for raw, args in _run(op, sample.args, sample.kwargs):
+                    made.clear()
+                    raw.launch(*args)
+                    assert made, (raw.name, sample.name, dtype)
+
+
+def test_a_plan_is_launched_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And on that device's current stream, whichever device is current."""
+    current, ran = [1], []
+
+    @contextlib.contextmanager
+    def device(index: int) -> Iterator[None]:
+        current.append(index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(launch_module, "_current_device", lambda: current[-1])
+    monkeypatch.setattr(launch_module, "_current_stream", lambda index: 100 + index)
+    monkeypatch.setattr(Planned, "run", lambda self, stream, *_: ran.append((self.device, current[-1], stream)))
+    for index in (0, 1):
+        launch_module.launch(Planned(index, None, {}), 3, torch.empty(1))
+        launch_module.launch_grid(Planned(index, None, {}), 3, (), torch.empty(1))
+    assert ran == [(index, index, 100 + index) for index in (0, 0, 1, 1)]
+    assert current == [1]
 
 
 def test_fp8_sums_of_hopper_join_an_fp32_sum(made: list[Launched]) -> None:
