@@ -7,8 +7,6 @@ from .mutant import Replacement, Selection, aten, interpreted
 LINEAR = "ops/linear"
 GRIDS = aten("runtime/test_plans.py")
 STUB = aten("runtime/test_launch.py", "what_triton_launches")
-GRADIENTS = aten("ops/test_autograd.py")
-SUBSETS = aten("ops/test_linear_family.py ops/test_autograd.py", "subset or gradients")
 ENGINES = aten("export/test_engine.py export/test_safety.py", "hash or manifest or changed or not_loaded or agrees")
 QUANTIZE = aten("export/test_quantize.py", "not minilm and not engine and not modelopt")
 
@@ -48,7 +46,7 @@ LAUNCH = (
     ),
     fault(
         "L07", "launch", "plans stay after a GPU refused a cluster", "_runtime/clusters", "give_up",
-        "forget_plans()", "pass", aten("runtime/test_clusters.py"),
+        "forget_plans()", "pass", aten("runtime/test_clusters.py", "refuses"),
     ),
     fault(
         "L08", "launch", "a plan's key lacks the bias' dtype", "ops/norm/layer_norm_launch", "_launch_fwd",
@@ -80,11 +78,11 @@ LAUNCH = (
 AUTOGRAD = (
     fault(
         "A01", "autograd", "what dw needs is kept for dx", f"{LINEAR}/linear", "_forward",
-        "x if need_dw else None, weight if need_dx else None", "x if need_dx else None, weight if need_dw else None", GRADIENTS,
+        "x if need_dw else None, weight if need_dx else None", "x if need_dx else None, weight if need_dw else None", aten("ops/test_autograd.py", "every_subset and linear"),
     ),
     fault(
         "A02", "autograd", "nothing is kept to compute the hidden layer again", f"{LINEAR}/mlp", "_forward",
-        "need_dpre or (need_dw2 and recompute), need_dw2", "need_dpre, need_dw2", SUBSETS,
+        "need_dpre or (need_dw2 and recompute), need_dw2", "need_dpre, need_dw2", aten("ops/test_linear_family.py", "every_subset and recompute"),
     ),
     fault(
         "A03", "autograd", "the second order misses the way through y", "ops/softmax/softmax", "_Softmax",
@@ -97,7 +95,7 @@ AUTOGRAD = (
     ),
     fault(
         "A05", "autograd", "the gate's second order takes g for act(g)", f"{LINEAR}/gated_linear", "_GatedLinear",
-        "dy * activate(g, ctx.activation)", "dy * g", aten("ops/test_autograd.py ops/test_linear_family.py", "gated"),
+        "dy * activate(g, ctx.activation)", "dy * g", aten("ops/test_penalty.py", "gated"), aten("ops/test_autograd.py ops/test_linear_family.py", "gated and gradients"),
     ),
     fault(
         "A06", "autograd", "an mlp's second order drops what flows through the hidden layer", f"{LINEAR}/mlp", "_Mlp",
