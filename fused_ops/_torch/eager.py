@@ -20,6 +20,7 @@ from .._runtime.backend import implementation
 from .._runtime.settings import INTERPRET
 
 _ORDINARY_TYPES = frozenset((Tensor, Parameter))
+_STRIDED = torch.strided
 
 _is_compiling = torch.compiler.is_dynamo_compiling  # other compilers bring fake tensors or a dispatch mode
 _modes = torch._C._len_torch_dispatch_stack
@@ -41,19 +42,19 @@ def fast_path(first: Tensor, *others: Tensor | None) -> str | None:
             itself handles transforms, forward-mode AD and bad arguments.
         "cuda", "cuda grad", "cpu grad": tensors on one device, without or with one that needs a gradient. The caller may run
             the implementation for that device, once it has checked the arguments.
-        None: something else takes part in the call (see the module's docstring), the kernels are interpreted, or a tensor has
-            its negative bit set, which the dispatcher resolves.
+        None: something else takes part in the call (see the module's docstring), the kernels are interpreted, a tensor has
+            its negative bit set, which the dispatcher resolves, or is sparse or of MKL-DNN.
     """
     if _is_compiling() or _modes() or _function_modes() or _profiling() or _tracing() or _any_autocast():
         return None
-    if type(first) not in _ORDINARY_TYPES:
+    if type(first) not in _ORDINARY_TYPES or first.layout is not _STRIDED:
         return None
     recording = _grad_enabled()
     needed = recording and first.requires_grad
     if first.is_cpu:
         for tensor in others:
             if tensor is not None:
-                if type(tensor) not in _ORDINARY_TYPES or not tensor.is_cpu:
+                if type(tensor) not in _ORDINARY_TYPES or not tensor.is_cpu or tensor.layout is not _STRIDED:
                     return None
                 needed = needed or (recording and tensor.requires_grad)
         if INTERPRET:
@@ -67,6 +68,8 @@ def fast_path(first: Tensor, *others: Tensor | None) -> str | None:
         for tensor in others:
             if tensor is not None:
                 if type(tensor) not in _ORDINARY_TYPES or tensor.get_device() != device or tensor.is_neg():
+                    return None
+                if tensor.layout is not _STRIDED:
                     return None
                 needed = needed or (recording and tensor.requires_grad)
     if _transforms() or forward_ad._current_level >= 0:
