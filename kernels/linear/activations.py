@@ -1,6 +1,8 @@
 """Activation functions and their derivatives on fp32 tiles, chosen at compile time by name.
 
-ACT is one of ACTIVATIONS, or "none". NaN goes through every one of them, as in ATen.
+ACT is one of ACTIVATIONS, or "none". NaN goes through every one of them, as in ATen. A gradient above a closed relu is
+dropped by a select: infinity times 0 would be NaN. Elsewhere it is multiplied by the derivative, which is 1 or 0 at large
+finite x, and for gelu, quick_gelu and silu NaN at infinities, as ATen's.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ INV_SQRT_2PI = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
 TWO_SQRT_2_OVER_PI = tl.constexpr(1.5957691216057308)  # tanh(u) = 2 sigmoid(2u) - 1 takes the 2 in
 GELU_CUBIC = tl.constexpr(0.044715)  # Hendrycks and Gimpel 2016
 QUICK_GELU_SLOPE = tl.constexpr(1.702)  # Hendrycks and Gimpel 2016
+LARGEST_SQUARE = tl.constexpr(1e4)  # of gelu_tanh's derivative, which is 1 or 0 long before
 LOG2_E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x log2 e)
 
 
@@ -86,12 +89,13 @@ def activation_grad(x, dy, ACT: tl.constexpr, PRECISE: tl.constexpr):
         cdf = 0.5 * (1.0 + tl.erf(x * SQRT_HALF))
         return dy * (cdf + x * INV_SQRT_2PI * tl.exp(-0.5 * x * x))
     elif ACT == "gelu_tanh":
-        s, slope = _sigmoid_and_slope(x + x * x * x * GELU_CUBIC, TWO_SQRT_2_OVER_PI, PRECISE)
-        inner = (1.0 + x * x * (3.0 * GELU_CUBIC)) * TWO_SQRT_2_OVER_PI
+        x2 = tl.minimum(x * x, LARGEST_SQUARE)  # or slope, 0, would be multiplied by infinity where x is large
+        s, slope = _sigmoid_and_slope(x + x * x2 * GELU_CUBIC, TWO_SQRT_2_OVER_PI, PRECISE)
+        inner = (1.0 + x2 * (3.0 * GELU_CUBIC)) * TWO_SQRT_2_OVER_PI
         return dy * (s + x * slope * inner)
     elif ACT == "quick_gelu":
         s, slope = _sigmoid_and_slope(x, QUICK_GELU_SLOPE, PRECISE)
-        return dy * (s + x * QUICK_GELU_SLOPE * slope)
+        return dy * (s + x * (QUICK_GELU_SLOPE * slope))  # x * QUICK_GELU_SLOPE may overflow
     elif ACT == "silu":
         s, slope = _sigmoid_and_slope(x, 1.0, PRECISE)
         return dy * (s + x * slope)
@@ -102,7 +106,7 @@ def activation_grad(x, dy, ACT: tl.constexpr, PRECISE: tl.constexpr):
         t = _tanh(x)
         return dy * (1.0 - t * t)
     elif ACT == "relu2":
-        return 2.0 * dy * tl.where(x <= 0.0, 0.0, x)
+        return tl.where(x <= 0.0, 0.0, 2.0 * (dy * x))
     else:
         tl.static_assert(ACT == "none", "unknown activation")
         return dy

@@ -76,6 +76,8 @@ def linear_dact_kernel(
                           PRECISION, 0, WIDEN, BLOCK_K)  # fmt: skip
     offsets = rows[:, None] * N + cols[None, :]
     mask = (rows < M)[:, None] & (cols < N)[None, :]
+    if NEED_DB:
+        acc = tl.where((rows < M)[:, None], acc, 0.0)  # a row beyond M, zero in x, is NaN where w is infinite
     saved = acc
     if ACT != "none":
         saved = tl.load(saved_ptr + offsets, mask=mask, other=0.0).to(tl.float32)

@@ -76,7 +76,7 @@ def linear_fwd_tma_kernel(
 
 @triton.jit
 def _store_dact(
-    acc, saved_desc, dpre_desc, db_ptr, tile_m, row, col, N,
+    acc, saved_desc, dpre_desc, db_ptr, tile_m, row, col, M, N,
     ACT: tl.constexpr, NEED_DB: tl.constexpr, OUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUBTILES: tl.constexpr,
 ):  # fmt: skip
@@ -84,11 +84,14 @@ def _store_dact(
     if SUBTILES > 1:
         left, right = halves(acc, BLOCK_M, BLOCK_N)
         HALF: tl.constexpr = BLOCK_N // 2
-        _store_dact(left, saved_desc, dpre_desc, db_ptr, tile_m, row, col, N,
+        _store_dact(left, saved_desc, dpre_desc, db_ptr, tile_m, row, col, M, N,
                     ACT, NEED_DB, OUT, BLOCK_M, HALF, SUBTILES // 2)  # fmt: skip
-        _store_dact(right, saved_desc, dpre_desc, db_ptr, tile_m, row, col + HALF, N,
+        _store_dact(right, saved_desc, dpre_desc, db_ptr, tile_m, row, col + HALF, M, N,
                     ACT, NEED_DB, OUT, BLOCK_M, HALF, SUBTILES // 2)  # fmt: skip
     else:
+        if NEED_DB:
+            rows = row + tl.arange(0, BLOCK_M)
+            acc = tl.where((rows < M)[:, None], acc, 0.0)  # a row beyond M, zero in x, is NaN where w is infinite
         saved = acc
         if ACT != "none":
             saved = saved_desc.load([row, col]).to(tl.float32)
@@ -112,7 +115,7 @@ def linear_dact_tma_kernel(
     x (M, K), w (N, K), dpre (M, N): bf16 or fp16, dpre contiguous | saved (M, N) contiguous: the pre-activation,
     or the output of relu; not read when ACT is none | db (cdiv(M, BLOCK_M), N) fp32, from dpre before it is rounded
     db is written only where NEED_DB.
-    Rows beyond M are zero in x, so they add nothing to db. Grid (min(SMs, tiles),), persistent. fp32 accumulation.
+    Grid (min(SMs, tiles),), persistent. fp32 accumulation.
     """
     OUT: tl.constexpr = dpre_ptr.dtype.element_ty
     WIDTH: tl.constexpr = BLOCK_N // SUBTILES
@@ -126,5 +129,5 @@ def linear_dact_tma_kernel(
         row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
         acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
         acc = descriptor_product(x_desc, w_desc, acc, row, col, K, X_T, W_T, PRECISION, 0, WIDEN, BLOCK_K)
-        _store_dact(acc, saved_desc, dpre_desc, db_ptr, tile_m, row, col, N,
+        _store_dact(acc, saved_desc, dpre_desc, db_ptr, tile_m, row, col, M, N,
                     ACT, NEED_DB, OUT, BLOCK_M, BLOCK_N, SUBTILES)  # fmt: skip

@@ -22,6 +22,7 @@ if sys.platform != "linux":
 from tests.ptx import device as device_module
 from tests.ptx.arithmetic import arithmetic, errors
 from tests.ptx.device import device
+from tests.special_values import DY, PRE
 
 NAMES = [name for name in ACTIVATIONS if name != "none"]
 SMOOTH = [name for name in NAMES if name not in (*SAVES_OUTPUT, "relu2")]  # those that compute an exponential
@@ -66,6 +67,16 @@ def test_gates_with_approximate_arithmetic(activation: str, sign: int) -> None:
     with device(90), ContractMode() as mode, errors(2, sign):
         fused_gated_linear(x, gate, up, activation).sum().backward()
     assert len(mode.checked) >= 2
+
+
+@pytest.mark.parametrize("activation", NAMES)
+def test_special_values(activation: str) -> None:
+    """Every pre-activation at which a formula breaks, by a bias on products that are 0, with every such gradient."""
+    bias = torch.tensor(PRE).repeat(3)[:32].requires_grad_()
+    dy = torch.tensor((*DY, 1.0, 1.0)).repeat(4)[:, None].expand(32, 32)
+    with device(90), ContractMode() as mode, errors(2, 1):
+        fused_linear(torch.zeros(32, 32), torch.eye(32), bias, activation).backward(dy)
+    assert len(mode.checked) == 2
 
 
 @triton.jit

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activations import activate, activation_derivative
+from .activations import ACTIVATIONS, activated, activation_backward, eager_activation
+from .wide import HALF_DTYPES, wide_linear, widens
 
 
 def gated_linear_eager(
@@ -23,7 +24,7 @@ def gated_linear_eager(
     """What fused_gated_linear computes, as PyTorch users write it today."""
     if activation is None:
         activation = "none"
-    return activate(F.linear(input, gate_weight, gate_bias), activation) * F.linear(input, up_weight, up_bias)
+    return eager_activation(F.linear(input, gate_weight, gate_bias), activation) * F.linear(input, up_weight, up_bias)
 
 
 def gated_linear_reference(
@@ -36,18 +37,24 @@ def gated_linear_reference(
     save_pre: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, g, u) in ATen. x (..., K), weights (N, K), biases (N,); y, g, u (..., N) as x; g, u empty unless save_pre."""
-    g = F.linear(x, gate_weight, gate_bias).contiguous()
-    u = F.linear(x, up_weight, up_bias).contiguous()
-    y = activate(g, activation) * u
+    if x.dtype in HALF_DTYPES and widens(x, gate_weight, up_weight, gate_bias, up_bias):
+        g, u = wide_linear(x, gate_weight, gate_bias), wide_linear(x, up_weight, up_bias)
+        y, g, u = (activated(g, activation) * u).to(x.dtype), g.to(x.dtype), u.to(x.dtype)
+    else:
+        g = F.linear(x, gate_weight, gate_bias).contiguous()
+        u = F.linear(x, up_weight, up_bias).contiguous()
+        y = activated(g, activation) * u
     return (y, g, u) if save_pre else (y, x.new_empty((0,)), x.new_empty((0,)))
 
 
 def infer_reference(
     x: Tensor, gate_weight: Tensor, up_weight: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None, activation: str
 ) -> Tensor:
-    """The y of gated_linear_reference."""
+    """The y of gated_linear_reference. Under forward-mode AD too, which the fast path leaves to ATen."""
+    if x.dtype in HALF_DTYPES:
+        return gated_linear_reference(x, gate_weight, up_weight, gate_bias, up_bias, activation, False)[0]
     g = F.linear(x, gate_weight, gate_bias).contiguous()
-    return activate(g, activation) * F.linear(x, up_weight, up_bias).contiguous()
+    return activated(g, activation) * F.linear(x, up_weight, up_bias).contiguous()
 
 
 def gated_linear_bwd_reference(
@@ -59,8 +66,8 @@ def gated_linear_bwd_reference(
     M = math.prod(dy.shape[:-1])
     wide = torch.float64 if dy.dtype is torch.float64 else torch.float32
     rows, G, U = (t.reshape(M, N).to(wide) for t in (dy, g, u))
-    dg = rows * U * activation_derivative(G, activation)
-    du = rows * activate(G, activation)
+    dg = activation_backward(rows * U, G, activation)
+    du = rows * ACTIVATIONS[activation](G)
     none = dy.new_empty((0,))
     low_g, low_u = dg.to(dy.dtype), du.to(dy.dtype)
     dx = none

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from .activations import activation_derivative
+from .activations import differentiable_backward
 
 
 def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -20,8 +21,11 @@ def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def times_derivative(dy: Tensor, saved: Tensor | None, activation: str) -> Tensor:
-    """dy * act'(saved)."""
-    return dy if saved is None or activation == "none" else dy * activation_derivative(saved, activation)
+    """dy * act'(saved), computed in fp32 or wider; saved is the pre-activation, or y for relu."""
+    if saved is None or activation == "none":
+        return dy
+    wide = torch.float64 if dy.dtype is torch.float64 else torch.float32
+    return differentiable_backward(dy.to(wide), saved.to(wide), activation).to(dy.dtype)
 
 
 def linear_grads(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..._torch.arguments import is_one
 from ..._torch.autograd import autocast_off
-from .activations import activate
+from .activations import activated, eager_activation
 
 
 def linear_fp8_eager(
@@ -26,20 +26,20 @@ def linear_fp8_eager(
     if activation is None:
         activation = "none"
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return _formula(input, weight, input_scale, weight_scale, input_scale.numel() == 1, bias, activation, out_dtype)
+        pre = _pre_activation(input, weight, input_scale, weight_scale, input_scale.numel() == 1, bias)
+        return eager_activation(pre, activation).to(out_dtype)
     else:
         with autocast_off(input):
-            one = is_one(input_scale.numel())
-            return _formula(input, weight, input_scale, weight_scale, one, bias, activation, out_dtype)
+            pre = _pre_activation(input, weight, input_scale, weight_scale, is_one(input_scale.numel()), bias)
+            return eager_activation(pre, activation).to(out_dtype)
 
 
-def _formula(
-    input: Tensor, weight: Tensor, input_scale: Tensor, weight_scale: Tensor, one: bool, bias: Optional[Tensor], activation: str,
-    out_dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+def _pre_activation(
+    input: Tensor, weight: Tensor, input_scale: Tensor, weight_scale: Tensor, one: bool, bias: Optional[Tensor]
+) -> Tensor:
     xs = input_scale.reshape([]) if one else input_scale.reshape(input.shape[:-1]).unsqueeze(-1)
     product = F.linear(input.float(), weight.float()) * xs.float() * weight_scale.reshape(-1).float()
-    return activate(product if bias is None else product + bias.float(), activation).to(out_dtype)
+    return product if bias is None else product + bias.float()
 
 
 def linear_fp8_reference(
@@ -52,5 +52,5 @@ def linear_fp8_reference(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """y (..., N) in ATen. x (..., K), weight (N, K) e4m3; scales fp32 of one element, or of x.shape[:-1] and of (N,)."""
-    one = is_one(input_scale.numel())
-    return _formula(x, weight, input_scale, weight_scale, one, bias, activation, out_dtype).contiguous()
+    pre = _pre_activation(x, weight, input_scale, weight_scale, is_one(input_scale.numel()), bias)
+    return activated(pre, activation).to(out_dtype).contiguous()

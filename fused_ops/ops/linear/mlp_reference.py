@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activations import activate, activation_derivative
-from .linear_reference import linear_reference
+from .activations import ACTIVATIONS, activated, activation_backward, eager_activation
+from .linear_reference import infer_reference as infer_linear
+from .linear_reference import linear_reference, no_view
+from .wide import HALF_DTYPES
 
 
 def mlp_eager(
@@ -26,7 +28,7 @@ def mlp_eager(
     """What fused_mlp computes, as PyTorch users write it today."""
     if activation is None:
         activation = "none"
-    return F.linear(activate(F.linear(input, weight1, bias1), activation), weight2, bias2)
+    return F.linear(eager_activation(F.linear(input, weight1, bias1), activation), weight2, bias2)
 
 
 def mlp_reference(
@@ -41,17 +43,17 @@ def mlp_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, pre, h) in ATen. x (..., K), weight1 (H, K), weight2 (N, H); y (..., N), pre, h (..., H), each empty unless saved."""
     h, pre = linear_reference(x, weight1, bias1, activation, save_pre)
-    y = F.linear(h, weight2, bias2).contiguous()
-    if y.dim() != 2:  # F.linear's is then a view, which autograd lets nobody change in place
-        y = torch.ops.aten._unsafe_view.default(y, y.shape)
+    y = no_view(infer_linear(h, weight2, bias2, "none"))
     return y, pre, h if save_h else x.new_empty((0,))
 
 
 def infer_reference(
     x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, activation: str
 ) -> Tensor:
-    """The y of mlp_reference."""
-    return F.linear(activate(F.linear(x, weight1, bias1), activation), weight2, bias2).contiguous()
+    """The y of mlp_reference. Under forward-mode AD too, which the fast path leaves to ATen."""
+    if x.dtype in HALF_DTYPES:
+        return infer_linear(infer_linear(x, weight1, bias1, activation), weight2, bias2, "none")
+    return F.linear(activated(F.linear(x, weight1, bias1), activation), weight2, bias2).contiguous()
 
 
 def mlp_bwd_reference(
@@ -71,12 +73,13 @@ def mlp_bwd_reference(
     if need_dpre or need_db1:
         gradient = rows.to(wide) @ weight2.to(wide)
         if activation != "none":
-            gradient = gradient * activation_derivative(saved.reshape(M, H).to(wide), activation)
+            gradient = activation_backward(gradient, saved.reshape(M, H).to(wide), activation)
         dpre = gradient.to(dy.dtype).reshape((*dy.shape[:-1], H)).contiguous() if need_dpre else none
         db1 = gradient.sum(0).to(dy.dtype) if need_db1 else none
     if need_dw2:
-        hidden = activate(saved.reshape(M, H), activation) if h is None else h.reshape(M, H)
-        dw2 = (rows.t() @ hidden).contiguous()
+        if h is None:
+            h = ACTIVATIONS[activation](saved.to(wide)).to(dy.dtype)
+        dw2 = (rows.t() @ h.reshape(M, H)).contiguous()
     if need_db2:
         db2 = rows.to(wide).sum(0).to(dy.dtype)
     return dpre, db1, dw2, db2

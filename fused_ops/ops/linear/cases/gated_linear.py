@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...._torch.spec import Bench, Case, ErrorSample, Expected, Headline, Sample
 from ...case_builders import INFERENCE, cross, empty, randn, tagged
-from .matmul import operand
+from .matmul import finite, operand, rounding
 
 
 @tagged(
@@ -69,7 +69,7 @@ def _product(x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
     """x @ w^T + b in fp64, and sqrt(K) times the sum of its terms' magnitudes."""
     X, W = x.double(), w.double()
     B = W.new_zeros(W.shape[0]) if b is None else b.double()
-    return X @ W.t() + B, max(x.shape[-1], 1) ** 0.5 * (X.abs() @ W.t().abs() + B.abs())
+    return X @ W.t() + B, finite(max(x.shape[-1], 1) ** 0.5 * (X.abs() @ W.t().abs() + B.abs()))
 
 
 def fwd_bound(
@@ -87,7 +87,7 @@ def fwd_bound(
     (g, g_terms), (u, u_terms) = _product(x, gate_weight, gate_bias), _product(x, up_weight, up_bias)
     gate = ACTIVATIONS[activation](g)
     slope = 2.0 * g.abs() if activation == "relu2" else 1.2
-    spread = (slope * g_terms + g.abs() + gate.abs()) * u.abs() + gate.abs() * u_terms
+    spread = finite((slope * g_terms + g.abs()) * u.abs()) + finite(gate.abs() * (u.abs() + u_terms))
     return Expected(gate * u, spread), Expected(g, g_terms) if save_pre else None, Expected(u, u_terms) if save_pre else None
 
 
@@ -96,29 +96,29 @@ def bwd_bound(
     need_dx: bool, need_dwg: bool, need_dwu: bool, need_dbg: bool, need_dbu: bool,
 ) -> tuple[Expected | None, ...]:  # fmt: skip
     """dg and du are rounded before the products: half an ulp of each of their terms is allowed."""
-    from ..activations import ACTIVATIONS, activation_derivative
+    from ..activations import ACTIVATIONS, activation_backward
 
     N, K = gate_weight.shape
     M = math.prod(dy.shape[:-1])
     D, G, U = (t.double().reshape(M, N) for t in (dy, g, u))
     X = x.double().reshape(M, K) if need_dwg or need_dwu else D.new_zeros((M, K))
     gate = ACTIVATIONS[activation](G)
-    dg, du = D * U * activation_derivative(G, activation), D * gate
-    g_size = dg.abs() + 4.0 * (D * U).abs() * (1.0 + G.abs())
-    u_size = du.abs() + 4.0 * D.abs() * (G.abs() + gate.abs())
-    rounding = 0.505 * torch.finfo(dy.dtype).eps * 2**24
+    dg, du = activation_backward(D * U, G, activation), D * gate
+    g_size = finite(dg.abs() + 4.0 * (D * U).abs() * (1.0 + G.abs()))
+    u_size = finite(du.abs() + 4.0 * D.abs() * (G.abs() + gate.abs()))
+    g_moved, u_moved = finite(rounding(dg, dy.dtype)), finite(rounding(du, dy.dtype))
     Wg, Wu = gate_weight.double(), up_weight.double()
     shape = (*dy.shape[:-1], K)
-    g_terms, u_terms = (2 * N) ** 0.5 * g_size + rounding * dg.abs(), (2 * N) ** 0.5 * u_size + rounding * du.abs()
-    dx_terms = g_terms @ Wg.abs() + u_terms @ Wu.abs()
+    g_terms, u_terms = (2 * N) ** 0.5 * g_size + g_moved, (2 * N) ** 0.5 * u_size + u_moved
+    dx_terms = finite(g_terms @ Wg.abs() + u_terms @ Wu.abs())
 
-    def weight(d: Tensor, size: Tensor) -> Expected:
-        return Expected(d.t() @ X, M**0.5 * (size.t() @ X.abs()) + rounding * (d.abs().t() @ X.abs()))
+    def weight(d: Tensor, size: Tensor, moved: Tensor) -> Expected:
+        return Expected(d.t() @ X, finite((M**0.5 * size + moved).t() @ X.abs()))
 
     return (
         Expected((dg @ Wg + du @ Wu).reshape(shape), dx_terms.reshape(shape)) if need_dx else None,
-        weight(dg, g_size) if need_dwg else None,
-        weight(du, u_size) if need_dwu else None,
+        weight(dg, g_size, g_moved) if need_dwg else None,
+        weight(du, u_size, u_moved) if need_dwu else None,
         Expected(dg.sum(0), M**0.5 * g_size.sum(0)) if need_dbg else None,
         Expected(du.sum(0), M**0.5 * u_size.sum(0)) if need_dbu else None,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...._torch.spec import Bench, Case, ErrorSample, Expected, Headline, Sample
 from ...case_builders import empty, randn, tagged
-from .matmul import operand
+from .matmul import finite, operand
 
 _FP8 = torch.float8_e4m3fn
 
@@ -101,7 +101,7 @@ def fwd_bound(
     slope = 2.0 * pre.abs() if activation == "relu2" else 1.2
     y = ACTIVATIONS[activation](pre)
     shape = (*x.shape[:-1], N)
-    return (Expected(y.reshape(shape), (slope * terms + pre.abs() + y.abs()).reshape(shape)),)
+    return (Expected(y.reshape(shape), (finite(slope * terms + pre.abs()) + finite(y.abs())).reshape(shape)),)
 
 
 _SHAPES = {"square_4096": (4096, 4096, 4096), "wide_8192": (8192, 8192, 4096), "decode_16": (16, 14336, 4096)}  # (M, N, K)
@@ -129,12 +129,12 @@ def _scaled_mm(
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:  # fmt: skip
     """What PyTorch offers: torch._scaled_mm with row-wise scales, then the activation."""
-    from ..activations import activate
+    from ..activations import eager_activation
 
     product = torch._scaled_mm(
         x, w.t(), input_scale.reshape(-1, 1), weight_scale.reshape(1, -1), bias=bias, out_dtype=out_dtype
     )
-    return activate(product, activation or "none")
+    return eager_activation(product, activation or "none")
 
 
 BENCH = Bench(

@@ -19,3 +19,15 @@ def operand(rows: int, columns: int, layout: str, device: str, dtype: torch.dtyp
     if layout == "transposed":
         return empty(columns, rows, device=device, dtype=dtype).t()
     return empty(rows, columns, device=device, dtype=dtype)
+
+
+def finite(scale: Tensor) -> Tensor:
+    """A bound's scale, 0 where it is no number: a result of NaN or infinite terms is compared by place."""
+    return scale.nan_to_num(0.0, 0.0)
+
+
+def rounding(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far each value may move when it is rounded to dtype, in units of 2^-24: half its spacing, which is that of the
+    smallest normal number below it."""
+    info = torch.finfo(dtype)
+    return 0.505 * info.eps * 2**24 * values.abs().clamp(min=info.smallest_normal)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...._torch.spec import Bench, Case, ErrorSample, Expected, Headline, Sample
 from ...case_builders import empty, randn, tagged
 from . import linear
-from .matmul import operand
+from .matmul import finite, operand, rounding
 
 
 @tagged(
@@ -85,10 +85,9 @@ def fwd_bound(
     assert h is not None
     W = weight2.double()
     b = W.new_zeros(W.shape[0]) if bias2 is None else bias2.double()
-    rounding = 0.505 * torch.finfo(x.dtype).eps * 2**24
     terms = max(weight1.shape[0], 1) ** 0.5 * (h.value.abs() @ W.t().abs() + b.abs())
-    terms = terms + (4.0 * h.scale + rounding * h.value.abs()) @ W.t().abs()
-    return Expected(h.value @ W.t() + b, terms), pre, h if save_h else None
+    terms = terms + (4.0 * h.scale + finite(rounding(h.value, x.dtype))) @ W.t().abs()
+    return Expected(h.value @ W.t() + b, finite(terms)), pre, h if save_h else None
 
 
 def bwd_bound(
@@ -96,7 +95,7 @@ def bwd_bound(
     need_dpre: bool, need_db1: bool, need_dw2: bool, need_db2: bool,
 ) -> tuple[Expected | None, ...]:  # fmt: skip
     """dy @ weight2 errs by sqrt(N) sum|dy w|, and h, where it is computed again, is rounded before its product."""
-    from ..activations import ACTIVATIONS, activation_derivative
+    from ..activations import ACTIVATIONS, activation_backward
 
     (N, H), M = weight2.shape, math.prod(dy.shape[:-1])
     D, W2 = dy.double().reshape(M, N), weight2.double()
@@ -104,17 +103,16 @@ def bwd_bound(
     S = saved.double().reshape(M, H) if given else D.new_zeros((M, H))
     stored = h is not None
     hidden = ACTIVATIONS[activation](S) if h is None else h.double().reshape(M, H)
-    rounding = 0.505 * torch.finfo(dy.dtype).eps * 2**24
     dh = D @ W2
-    dpre = dh * activation_derivative(S, activation)
-    size = 4.0 * dh.abs() * (1.0 + S.abs()) + (1.2 + 2.0 * S.abs()) * max(N, 1) ** 0.5 * (D.abs() @ W2.abs())
-    h_terms = M**0.5 * (hidden.abs() + (0.0 if stored else S.abs())) + (0.0 if stored else rounding) * hidden.abs()
+    dpre = activation_backward(dh, S, activation)
+    size = finite(4.0 * dh.abs() * (1.0 + S.abs()) + (1.2 + 2.0 * S.abs()) * max(N, 1) ** 0.5 * (D.abs() @ W2.abs()))
+    h_terms = M**0.5 * hidden.abs() if stored else M**0.5 * (hidden.abs() + S.abs()) + finite(rounding(hidden, dy.dtype))
     shape = (*dy.shape[:-1], H)
     return (
         Expected(dpre.reshape(shape), size.reshape(shape)) if need_dpre else None,
         Expected(dpre.sum(0), max(M, 1) ** 0.5 * size.sum(0)) if need_db1 else None,
-        Expected(D.t() @ hidden, D.abs().t() @ h_terms) if need_dw2 else None,
-        Expected(D.sum(0), M**0.5 * D.abs().sum(0)) if need_db2 else None,
+        Expected(D.t() @ hidden, finite(D.abs().t() @ h_terms)) if need_dw2 else None,
+        Expected(D.sum(0), finite(M**0.5 * D.abs().sum(0))) if need_db2 else None,
     )
 
 
