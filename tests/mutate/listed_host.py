@@ -85,7 +85,7 @@ AUTOGRAD = (
         "need_dpre or (need_dw2 and recompute), need_dw2", "need_dpre, need_dw2", aten("ops/test_linear_family.py", "every_subset and recompute"),
     ),
     fault(
-        "A03", "autograd", "the second order misses the way through y", "ops/softmax/softmax", "_Softmax",
+        "A03", "autograd", "the second order misses the way through y", "ops/softmax/softmax_reference", "differentiable_bwd",
         "product - y * product", "product - y.detach() * product", aten("ops/test_autograd.py", "softmax"),
     ),
     fault(
