@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_ops import REGISTRY
@@ -42,3 +43,14 @@ def test_subsets(call: Call) -> None:
             with ContractMode() as mode:
                 operator(*given)
             assert mode.checked == [str(operator)]
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_a_linears_backward_in_one_step(activation: str) -> None:
+    """With the activation and the products together, as no public function asks for it."""
+    operator = REGISTRY["linear"].bwd
+    dy, x, weight, saved = torch.randn(9, 5), torch.randn(9, 7), torch.randn(5, 7), torch.randn(9, 5)
+    for needs in ((True, False, False), (False, True, False), (False, False, True), (True, True, True)):
+        with ContractMode() as mode:
+            operator(dy, x, weight, saved, activation, *needs)
+        assert mode.checked

@@ -16,9 +16,14 @@ _LAYER_NORM = (
     interpreted("rows_layer_norm"), interpreted("many_rows", "norm"), _samples("layer_norm", dtypes="float32"),
     interpreted("rows_memory", "layer_norm"),
 )  # fmt: skip
-_RMS_NORM = (_samples("rms_norm"), interpreted("many_rows", "norm"), aten("ptx/test_tiles.py"))
-_MATMULS = (interpreted("linear_variants"), interpreted("many_rows"), _samples("linear", "mlp", dtypes="float32"))
-_LAUNCH = (aten("runtime"), interpreted("rows_choice"), interpreted("many_rows"))
+_RMS_NORM = (interpreted("many_rows", "norm"), _samples("rms_norm"), aten("ptx/test_tiles.py"))
+_MATMULS = (interpreted("linear_variants many_rows"), _samples("linear", "mlp", dtypes="float32"))
+_LAUNCH = (
+    aten("runtime/test_plans.py runtime/test_launch_path.py runtime/test_clusters.py"),
+    aten("runtime"),
+    interpreted("rows_choice"),
+    interpreted("many_rows"),
+)
 _GRADIENTS = (aten("ops/test_autograd.py ops/test_linear_family.py ops/test_penalty.py ops/test_gradient_dtypes.py"),)
 _FUSE = (
     aten("fuse/test_matching.py fuse/test_forwards.py fuse/test_blocks.py fuse/test_fuse.py"),
@@ -37,22 +42,25 @@ RUNS: dict[str, tuple[Selection, ...]] = {
     "kernels/linear/": _MATMULS,
     "kernels/linear/activations": (_samples("linear", "mlp", dtypes="float32"), interpreted("properties", "linear")),
     "kernels/linear/linear_tma": (interpreted("linear_variants"), aten("ptx/test_kernels.py", "tma")),
-    "kernels/rows": (interpreted("rows_choice rows_softmax rows_layer_norm"), aten("ptx/test_kernels.py", "packed")),
-    "kernels/": (interpreted("many_rows"), interpreted("rows_layer_norm", "backward"), aten("kernels")),
+    "kernels/rows": (
+        aten("kernels/test_rows.py"), interpreted("rows_softmax", "packed"), interpreted("rows_layer_norm"), interpreted("rows_choice rows_softmax"),
+        aten("ptx/test_kernels.py", "packed"),
+    ),
+    "kernels/": (interpreted("many_rows"), interpreted("rows_memory", "layer_norm"), aten("kernels")),
     "fused_ops/_runtime/": _LAUNCH,
     "fused_ops/_runtime/tables": (aten("runtime/test_tables.py tools/test_tune.py"), interpreted("rows_choice")),
     "fused_ops/_runtime/tuned_kernels": (aten("tools/test_tune.py"), interpreted("rows_choice")),
     "fused_ops/_runtime/settings": (aten("runtime"), aten("tools/test_explain.py tools/test_doctor.py")),
     "fused_ops/_runtime/backend": (aten("tools/test_explain.py ops/test_errors.py"), aten("runtime")),
-    "fused_ops/ops/softmax/": (interpreted("rows_choice rows_softmax"), _samples("softmax"), aten("runtime/test_plans.py")),
+    "fused_ops/ops/softmax/": (aten("runtime/test_plans.py", "softmax"), interpreted("rows_softmax"), _samples("softmax"), interpreted("rows_choice")),
     "fused_ops/ops/norm/": (
-        interpreted("rows_choice rows_layer_norm", "not softmax"), _samples("layer_norm", "rms_norm", dtypes="float32"),
-        aten("runtime/test_plans.py"),
+        aten("runtime/test_plans.py", "norm"), interpreted("rows_layer_norm"), _samples("layer_norm", "rms_norm", dtypes="float32"),
+        interpreted("rows_choice", "not softmax"),
     ),
     "fused_ops/ops/norm/rms": (_samples("rms_norm"), aten("runtime/test_plans.py"), aten("ptx/test_tiles.py")),
     "fused_ops/ops/norm/layer_norm_fp8": (interpreted("layer_norm_fp8"), aten("runtime/test_plans.py")),
     "fused_ops/ops/linear/": (
-        interpreted("linear_variants"), aten("runtime/test_plans.py"), aten("ops/test_linear_family.py"),
+        aten("runtime/test_plans.py"), interpreted("linear_variants needs"), aten("ops/test_linear_family.py"),
         interpreted("peak_memory"), _samples("linear", "mlp"),
     ),
     "fused_ops/ops/linear/gradients": _GRADIENTS,
@@ -62,7 +70,7 @@ RUNS: dict[str, tuple[Selection, ...]] = {
     "fused_ops/_torch/compile": (aten("torch/test_compile.py torch/test_inlining.py"),),
     "fused_ops/_torch/overrides": (aten("torch/test_subclasses.py torch/test_nested.py torch/test_fx.py"),),
     "fused_ops/_torch/spec": (aten("ops/test_registry.py ops/test_names.py torch/test_profiling.py"), aten("torch/test_distributed.py")),
-    "fused_ops/_torch/arguments": (aten("ops/test_errors.py torch/test_ordinary.py torch/test_subclasses.py"),),
+    "fused_ops/_torch/arguments": (aten("ops/test_errors.py ops/test_arguments.py torch/test_ordinary.py torch/test_subclasses.py"),),
     "fused_ops/_torch/library": (aten("ops/test_registry.py torch/test_compile.py"),),
     "fused_ops/_fuse/": _FUSE,
     "fused_ops/_fuse/count": (aten("fuse/test_count.py"),),

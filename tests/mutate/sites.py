@@ -38,6 +38,9 @@ _SAYING = frozenset(
     )
 )
 _SPEED = frozenset(("eviction_policy", "num_stages", "num_warps", "warp_specialize", "maxsize"))
+_SPEAKING = frozenset(
+    ("_said", "spelled", "described", "_spelled", "__str__", "__repr__", "_one_line")
+)  # functions of words only
 _LEAVING = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 _Functions = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -63,7 +66,7 @@ def sites(source: str, path: str, kernels: bool) -> Iterator[Site]:
     """Every site of a file, those of one function together. kernels: only in functions that Triton compiles."""
     for qualified, function in _functions(ast.parse(source), ""):
         jitted = any("jit" in ast.unparse(d) for d in function.decorator_list)
-        if kernels and not jitted:
+        if (kernels and not jitted) or function.name in _SPEAKING:
             continue
         seen: dict[str, int] = {}
         for operator, node, new in _changes(function, jitted):
