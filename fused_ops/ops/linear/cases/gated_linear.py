@@ -104,8 +104,8 @@ def bwd_bound(
     X = x.double().reshape(M, K) if need_dwg or need_dwu else D.new_zeros((M, K))
     gate = ACTIVATIONS[activation](G)
     dg, du = activation_backward(D * U, G, activation), D * gate
-    g_size = finite(dg.abs() + 4.0 * (D * U).abs() * (1.0 + G.abs()))
-    u_size = finite(du.abs() + 4.0 * D.abs() * (G.abs() + gate.abs()))
+    g_size = finite(dg.abs() + 4.0 * (D * U).abs() * (1.0 + finite(G.abs())))
+    u_size = finite(du.abs() + 4.0 * D.abs() * (finite(G.abs()) + gate.abs()))
     g_moved, u_moved = finite(rounding(dg, dy.dtype)), finite(rounding(du, dy.dtype))
     Wg, Wu = gate_weight.double(), up_weight.double()
     shape = (*dy.shape[:-1], K)

@@ -113,7 +113,7 @@ def bwd_bound(
     S = G.new_zeros(()) if activation == "none" else saved.double().reshape(G.shape)
     dpre = activation_backward(G, S, activation)
     moved = torch.zeros_like(dpre) if activation == "none" else finite(rounding(dpre, dy.dtype))
-    size = finite(dpre.abs() + 4.0 * G.abs() * (1.0 + S.abs()))
+    size = finite(dpre.abs() + 4.0 * G.abs() * (1.0 + finite(S.abs())))
     X = x.double().reshape(G.shape[0], K) if need_dw else G.new_zeros((G.shape[0], K))
     db = Expected(dpre.sum(0), G.shape[0] ** 0.5 * size.sum(0)) if need_db else None
     if weight is None:

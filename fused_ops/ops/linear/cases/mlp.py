@@ -105,7 +105,8 @@ def bwd_bound(
     hidden = ACTIVATIONS[activation](S) if h is None else h.double().reshape(M, H)
     dh = D @ W2
     dpre = activation_backward(dh, S, activation)
-    size = finite(4.0 * dh.abs() * (1.0 + S.abs()) + (1.2 + 2.0 * S.abs()) * max(N, 1) ** 0.5 * (D.abs() @ W2.abs()))
+    steep = finite(S.abs())  # at an infinite pre-activation the derivative is a constant, or the result no number
+    size = finite(4.0 * dh.abs() * (1.0 + steep) + (1.2 + 2.0 * steep) * max(N, 1) ** 0.5 * (D.abs() @ W2.abs()))
     h_terms = M**0.5 * hidden.abs() if stored else M**0.5 * (hidden.abs() + S.abs()) + finite(rounding(hidden, dy.dtype))
     shape = (*dy.shape[:-1], H)
     return (
