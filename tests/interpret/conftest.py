@@ -13,6 +13,10 @@ from fused_ops.kernels.config import RowConfig
 from fused_ops.testing import forget_plans, watch_launches
 
 os.environ.setdefault("TRITON_INTERPRET", "0")
+if settings.INTERPRET:
+    from tests import quick_interpreter
+
+    quick_interpreter.install()
 collect_ignore_glob = [] if settings.INTERPRET else ["*"]
 
 
