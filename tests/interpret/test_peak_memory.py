@@ -1,6 +1,6 @@
 """The most memory that a forward and backward hold at once, ours against eager's and against torch.utils.checkpoint's.
 
-In hidden tensors, M x H elements, of one block M=768, K=96, H=384 in fp16: so x, y and a gradient of them are a quarter, and
+In hidden tensors, M x H elements, of one block M=384, K=48, H=192 in fp16: so x, y and a gradient of them are a quarter, and
 a weight an eighth. What existed before (x, the parameters, dy) is not counted. Run it with -s for the figures.
 """
 
@@ -24,7 +24,7 @@ from fused_ops.ops.linear.linear_reference import linear_eager
 from fused_ops.ops.linear.mlp_reference import mlp_eager
 from tests.memory import peak_of
 
-M, K, H = 768, 96, 384
+M, K, H = 384, 48, 192
 HIDDEN = M * H * 2
 BIAS = H * 2
 PARTIAL_SUMS = 8 * INTERPRETER_SMS * ACT_BWD_BLOCK_N * 4  # of a bias's gradient by the elementwise kernel, at any M
