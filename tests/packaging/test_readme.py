@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pytest
 import fused_ops
 from fused_ops import REGISTRY
 from fused_ops.ops.linear.activations import ACTIVATIONS
-from tests.packaging.conftest import ROOT, checked
+from tests import process
+from tests.packaging.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 
@@ -23,7 +23,7 @@ def test_code_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 2
     pytest.importorskip("tensorrt_rtx")
-    out = checked(sys.executable, "-c", "\n".join(blocks), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    out = process.output("\n".join(blocks), cwd=tmp_path)
     assert "2 of 2 candidates fused" in out
     assert "model.onnx by onnxruntime: ok" in out
     assert {"model.onnx", "model.engine", "model.pt"} <= {path.name for path in tmp_path.iterdir()}
