@@ -77,6 +77,12 @@ def output(code: str, *, cwd: Path = ROOT, env: Mapping[str, str] | None = None)
     return done.stdout
 
 
+def module(name: str, *arguments: str, library: Path | None = None) -> str:
+    """The code of `python -m name arguments...`. library: loaded before it; whoever asks for a library of its soname gets it."""
+    load = f"import ctypes; ctypes.CDLL({str(library)!r}); " if library else ""
+    return f"{load}import runpy, sys; sys.argv = {[name, *arguments]!r}; runpy.run_module({name!r}, run_name='__main__')"
+
+
 def command(*arguments: str) -> str:
     """The code of `python -m fused_ops arguments...`."""
     return f"import runpy, sys; sys.argv = {['fused-ops', *arguments]!r}; runpy.run_module('fused_ops', run_name='__main__')"

@@ -24,6 +24,7 @@ from fused_ops._tools.launches import Gpu, Launch, Pointer, listed, unique
 from fused_ops._tools.precompile import Call
 from fused_ops._tools.workers import in_processes
 from fused_ops.kernels.config import CLUSTER_TRITON
+from tests import process
 from tests.bench.precompiled import FIRST
 
 ROOT = Path(__file__).parents[2]
@@ -47,12 +48,11 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _program(stub: Path, cache: Path, *words: str) -> dict[str, Any]:
     """Word -> what tests.bench.precompiled says to it, all of them in one process."""
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FUSED_OPS_BACKEND")}
-    environment |= {"LD_LIBRARY_PATH": str(stub), "TRITON_LIBCUDA_PATH": str(stub), "OMP_NUM_THREADS": "1"}
+    environment |= {"TRITON_LIBCUDA_PATH": str(stub), "OMP_NUM_THREADS": "1"}
     environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT), "FUSED_OPS_CACHE": str(stub / "tables")}
-    command = [sys.executable, "-m", "tests.bench.precompiled", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return dict(zip(words, map(json.loads, done.stdout.splitlines()), strict=True))
+    library = None if NO_STUB else stub / "libcuda.so.1"
+    done = process.output(process.module("tests.bench.precompiled", *words, library=library), env=environment)
+    return dict(zip(words, map(json.loads, done.splitlines()), strict=True))
 
 
 @pytest.fixture(scope="module")

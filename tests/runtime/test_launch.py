@@ -19,6 +19,7 @@ import torch
 
 from fused_ops._runtime import compiled, launch
 from fused_ops.kernels import rows
+from tests import process
 
 ROOT = Path(__file__).parents[2]
 TRITONS = ["", *filter(None, os.environ.get("FUSED_OPS_TEST_TRITONS", "").split(":"))]
@@ -40,13 +41,11 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _program(stub: Path, triton: str, *command: str, program: str = "stub_driver") -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"LD_LIBRARY_PATH": str(stub), "TRITON_LIBCUDA_PATH": str(stub), "OMP_NUM_THREADS": "1"}
+    environment |= {"TRITON_LIBCUDA_PATH": str(stub), "OMP_NUM_THREADS": "1"}
     environment |= {"TRITON_CACHE_DIR": str(stub / (triton.replace("/", "_") or "here"))}
     environment["PYTHONPATH"] = ":".join(filter(None, [triton, str(ROOT), environment.get("PYTHONPATH", "")]))
-    command_line = [sys.executable, "-m", f"tests.runtime.{program}", *command]
-    done = subprocess.run(command_line, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    code = process.module(f"tests.runtime.{program}", *command, library=stub / "libcuda.so.1")
+    return json.loads(process.output(code, env=environment))
 
 
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["few", "all"])
