@@ -17,18 +17,24 @@ CHECKS = {
 }
 
 
+GROUP = """
+from torch.multiprocessing import start_processes
+from tests.torch import distributed_worker
+import torch._dynamo
+start_processes(distributed_worker.run, ({world}, {port}, {folder!r}), nprocs={world}, start_method="fork")
+"""  # forked from one process that has imported all and computed nothing
+
+
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_agree_with_one(world: int, tmp_path: Path) -> None:
     """One group of processes runs all its checks; each must have passed on each process."""
-    from torch.multiprocessing import spawn
-
     from tests.torch import distributed_worker
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     assert tuple(check.__name__ for check in distributed_worker.CHECKS[world]) == CHECKS[world]
-    spawn(distributed_worker.run, (world, port, str(tmp_path)), nprocs=world)
+    process.output(GROUP.format(world=world, port=port, folder=str(tmp_path)))
     outcomes = {
         f"{check}, process {rank}": (tmp_path / f"{check}.{rank}").read_text()
         for check in CHECKS[world]
