@@ -14,6 +14,10 @@ from fused_ops._runtime import backend, clusters
 from fused_ops._runtime import launch as launch_module
 from fused_ops._runtime.compiled import Planned
 from fused_ops._runtime.plans import plan
+from fused_ops.kernels.config import RowConfig
+from fused_ops.ops.norm import layer_norm_launch
+from fused_ops.ops.softmax import softmax_launch
+from fused_ops.testing import KERNELS, forced
 from tests import process
 
 
@@ -53,6 +57,32 @@ def test_a_gpu_that_refuses_a_cluster_runs_none_from_then_on(launched: list[int]
     assert "GPU 0 runs none (RuntimeError: Triton Error [CUDA]: cluster misconfiguration)" in record.getMessage()
     assert clusters.can_cluster(1)  # another GPU still does
     assert not clusters.can_cluster(0)
+
+
+ROWS = (2, 65536, 65552, 1)  # row_bits, N, and the strides of a tensor's rows and columns
+HALF, SINGLE = torch.bfloat16, torch.float32
+PLANNED: dict[
+    str, tuple[Any, str, tuple[Any, ...]]
+] = {  # the module, its function, what it is called with; no two arguments alike
+    "softmax_fwd": (softmax_launch, "_fwd_plan", (*ROWS, HALF, SINGLE, 0, True)),
+    "softmax_bwd": (softmax_launch, "_bwd_plan", (2, 65536, 65568, 1, 65552, 1, HALF, SINGLE, torch.float16, 0, True)),
+    "layer_norm_fwd": (layer_norm_launch, "_fwd_plan", (*ROWS, 1e-5, HALF, SINGLE, torch.float16, True, 0)),
+}
+
+
+@pytest.mark.parametrize("kernel", [name for name, tuned in KERNELS.items() if tuned.clustered])
+def test_after_a_refusal_the_same_rows_are_planned(kernel: str, launched: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    module, function, arguments = PLANNED[kernel]
+    again: list[Any] = []
+    name = "_clusters" if hasattr(module, "_clusters") else "_row_kernels"
+    found = getattr(module, name)()
+    monkeypatch.setattr(module, name, lambda: (*found[:-1], lambda planned, once_more: again.append(once_more) or planned))
+    with forced(kernel, RowConfig(block_m=1, block_n=65536, num_warps=8, num_ctas=8)):
+        planned = getattr(module, function)(*arguments)
+    assert planned.options["num_ctas"] == 8
+    (once_more,) = again
+    assert once_more.func is getattr(module, function)
+    assert once_more.args == arguments
 
 
 def test_other_errors_are_raised(launched: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
