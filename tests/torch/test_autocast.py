@@ -39,7 +39,8 @@ def test_result_and_gradient_dtypes_are_torchs(call: Call, autocast: torch.dtype
     for mine, other in zip(ours, theirs):
         assert mine.grad is not None
         assert mine.grad.dtype is dtype
-        torch.testing.assert_close(mine.grad, other.grad, atol=0.3, rtol=0.1)
+        size = other.grad.abs().max().item()  # torch rounds more often, and rounds sums of terms of this size
+        torch.testing.assert_close(mine.grad, other.grad, atol=max(0.3, 2**-7 * size), rtol=0.1)
 
 
 @each_call
