@@ -22,14 +22,12 @@ class Sample:
     tags: what it can serve for. "basic": the small ordinary call, one of each op. "smooth": small, finite, and smooth enough
     for finite differences. "addressing": its kernels address memory in a way of their own: what sanitizers run. "first": one of
     the few that stand for all where each takes seconds. "slow": takes many where kernels are interpreted.
-    aten_fails: why ATen, which computes on the CPU, breaks the contract on it; "" where it does not.
     """
 
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     tags: frozenset[str] = frozenset()
-    aten_fails: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,13 +15,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 pytestmark = pytest.mark.skipif(INTERPRET, reason="ATen mode: unset TRITON_INTERPRET")
 
 
-def _held_by_aten(case: Any) -> Any:
-    reason = sample_of(*case.values)[1].aten_fails
-    marks = (pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason),) if reason else ()
-    return pytest.param(*case.values, id=case.id, marks=marks)
-
-
-@pytest.mark.parametrize(("name", "dtype", "index"), [_held_by_aten(case) for case in cases(DTYPES)])
+@pytest.mark.parametrize(("name", "dtype", "index"), cases(DTYPES))
 @pytest.mark.usefixtures("poisoned_memory")
 def test_within_contract(name: str, dtype: torch.dtype, index: int) -> None:
     hold_to_contract(*sample_of(name, dtype, index))
