@@ -99,6 +99,6 @@ def _mutant(area: str, path: Path, site: Site) -> Drawn:
     name = path.relative_to(ROOT).as_posix()
     old, new = (" ".join(text.split())[:90] for text in (site.old, site.new))
     return Drawn(
-        site.name, area, f"{site.function}: {old} -> {new}", name, runs_of(name), EQUIVALENT.get(site.name, ""),
+        site.name, area, f"{site.function}: {old} -> {new}", name, runs_of(name, site.function), EQUIVALENT.get(site.name, ""),
         path.read_text(), site.start, site.end, site.new,
     )  # fmt: skip

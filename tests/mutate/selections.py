@@ -16,8 +16,13 @@ _LAYER_NORM = (
     interpreted("rows_layer_norm"), interpreted("many_rows", "norm"), _samples("layer_norm", dtypes="float32"),
     interpreted("rows_memory", "layer_norm"),
 )  # fmt: skip
-_RMS_NORM = (interpreted("many_rows", "norm"), _samples("rms_norm"), aten("ptx/test_tiles.py"))
-_MATMULS = (interpreted("linear_variants many_rows"), _samples("linear", "mlp", dtypes="float32"))
+_RMS_NORM = (
+    interpreted("rows_rms_norm rows_eps", "rms_norm"),
+    interpreted("many_rows", "rms_norm"),
+    _samples("rms_norm"),
+    aten("ptx/test_tiles.py"),
+)
+_MATMULS = (interpreted("linear_strides linear_variants many_rows"), _samples("linear", "mlp", dtypes="float32"))
 _LAUNCH = (
     aten("runtime/test_plans.py runtime/test_launch_path.py runtime/test_clusters.py"),
     aten("runtime"),
@@ -41,7 +46,7 @@ RUNS: dict[str, tuple[Selection, ...]] = {
     "kernels/norm/rms_norm": _RMS_NORM,
     "kernels/linear/": _MATMULS,
     "kernels/linear/activations": (_samples("linear", "mlp", dtypes="float32"), interpreted("properties", "linear")),
-    "kernels/linear/linear_tma": (interpreted("linear_variants"), aten("ptx/test_kernels.py", "tma")),
+    "kernels/linear/linear_tma": (interpreted("linear_strides linear_variants"), aten("ptx/test_kernels.py", "tma")),
     "kernels/rows": (
         aten("kernels/test_rows.py"), interpreted("rows_softmax", "packed"), interpreted("rows_layer_norm"), interpreted("rows_choice rows_softmax"),
         aten("ptx/test_kernels.py", "packed"),
@@ -60,7 +65,7 @@ RUNS: dict[str, tuple[Selection, ...]] = {
     "fused_ops/ops/norm/rms": (_samples("rms_norm"), aten("runtime/test_plans.py"), aten("ptx/test_tiles.py")),
     "fused_ops/ops/norm/layer_norm_fp8": (interpreted("layer_norm_fp8"), aten("runtime/test_plans.py")),
     "fused_ops/ops/linear/": (
-        aten("runtime/test_plans.py"), interpreted("linear_variants needs"), aten("ops/test_linear_family.py"),
+        aten("runtime/test_plans.py"), interpreted("linear_strides linear_variants needs"), aten("ops/test_linear_family.py"),
         interpreted("peak_memory"), _samples("linear", "mlp"),
     ),
     "fused_ops/ops/linear/gradients": _GRADIENTS,
@@ -73,6 +78,11 @@ RUNS: dict[str, tuple[Selection, ...]] = {
     "fused_ops/_torch/arguments": (aten("ops/test_errors.py ops/test_arguments.py torch/test_ordinary.py torch/test_subclasses.py"),),
     "fused_ops/_torch/library": (aten("ops/test_registry.py torch/test_compile.py"),),
     "fused_ops/_fuse/": _FUSE,
+    "fused_ops/_fuse/blocks": (aten("fuse/test_blocks.py"), aten("fuse/test_matching.py"), *_FUSE),
+    "fused_ops/_fuse/calls": (aten("fuse/test_refusals.py fuse/test_blocks.py"), aten("fuse/test_report.py"), *_FUSE),
+    "fused_ops/_fuse/sites": (aten("fuse/test_blocks.py"), aten("fuse/test_matching.py"), *_FUSE),
+    "fused_ops/_fuse/edit": (aten("fuse/test_blocks.py"), aten("fuse/test_report.py"), *_FUSE),
+    "fused_ops/_fuse/rows": (aten("fuse/test_matching.py fuse/test_report.py"), *_FUSE),
     "fused_ops/_fuse/count": (aten("fuse/test_count.py"),),
     "fused_ops/_fuse/norm_": (aten("fuse/test_norm_formula.py fuse/test_layer_norms.py"), aten("fuse/test_computed_parameters.py")),
     "export/": (aten("export/test_onnx.py export/test_onnx_names.py", "not minilm"), aten("export/test_cli.py")),
@@ -92,9 +102,40 @@ RUNS: dict[str, tuple[Selection, ...]] = {
 }  # fmt: skip
 
 
-def runs_of(path: str) -> tuple[Selection, ...]:
-    """The tests for a change in a file; of an op's own file, those of its gradients."""
+# What a function is first tried with, by the first of these that its name holds: the few tests that run it above all.
+_SOFTMAXES = {
+    f"softmax_{pass_}_{kernel}": interpreted("rows_softmax", f"test_softmax_{test}[{variant}")
+    for pass_, test in (("fwd", "forward"), ("bwd", "backward"))
+    for kernel, variant in (("chunked", "chunked"), ("cluster", "cluster"), ("packed", "packed"), ("kernel", "tile"))
+}
+NEAREST: dict[str, Selection] = {
+    **_SOFTMAXES,
+    "layer_norm_fwd_chunked": interpreted("rows_layer_norm", "test_layer_norm[chunked"),
+    "layer_norm_fwd_cluster": interpreted("rows_layer_norm", "clusters"),
+    "layer_norm_fwd_kernel": interpreted("rows_layer_norm", "test_layer_norm[tile"),
+    "layer_norm_bwd_chunked": interpreted("rows_layer_norm", "test_layer_norm[chunked_tile or needed"),
+    "layer_norm_bwd_kernel": interpreted("rows_layer_norm", "test_layer_norm[tile"),
+    "rms_norm": interpreted("rows_rms_norm"),
+    "gated_linear_fwd": interpreted("linear_variants", "gated"),
+    "_store_gated": interpreted("linear_variants", "gated"),
+    "gate_bwd": interpreted("many_rows", "gated"),
+    "product_sum": interpreted("linear_variants", "gated"),
+    "dact": interpreted("linear_variants", "test_mlp["),
+    "linear_act_bwd": interpreted("many_rows", "linear"),
+    "_store_fwd": interpreted("linear_variants", "test_linear[tma or fp8 or transposed"),
+    "linear_fwd_tma": interpreted("linear_variants", "test_linear[tma or fp8 or transposed"),
+    "linear_reduce": interpreted("linear_variants", "split_k"),
+    "column_sum_kernel": interpreted("many_rows", "partial"),
+    "activation": interpreted(
+        "contract", f"{_SAMPLES}[linear-float32 and (relu or gelu or silu or sigmoid or tanh or quick_gelu)"
+    ),
+}
+
+
+def runs_of(path: str, function: str) -> tuple[Selection, ...]:
+    """The tests for a change in a function of a file; of an op's own file, those of its gradients."""
     if path.startswith("fused_ops/ops/") and not path.endswith(("_launch.py", "_plan.py")) and "/matmul" not in path:
         return _GRADIENTS
-    best = max((start for start in RUNS if path.startswith(start)), key=len)
-    return RUNS[best]
+    broad = RUNS[max((start for start in RUNS if path.startswith(start)), key=len)]
+    nearest = [tests for name, tests in NEAREST.items() if path.startswith("kernels/") and name in function]
+    return (*nearest[:1], *broad)
