@@ -111,11 +111,11 @@ FUSE = (
     ),
     fault(
         "F02", "fuse", "backward pre-hooks are not seen", "_fuse/conditions", "",
-        '    "_backward_pre_hooks": "a backward pre-hook",\n', "", aten("fuse/test_matching.py", "hooks"),
+        '    "_backward_pre_hooks": "a backward pre-hook",\n', "", aten("fuse/test_refusals.py", "hook"),
     ),
     fault(
         "F03", "fuse", "a gate whose two halves have different inputs", "_fuse/calls", "gated",
-        "if other is x and product in _PRODUCTS", "if product in _PRODUCTS", aten("fuse/test_blocks.py"), aten("fuse/test_forms.py"),
+        "if other is x and product in _PRODUCTS", "if product in _PRODUCTS", aten("fuse/test_refusals.py", "gate"), aten("fuse/test_blocks.py"),
     ),
     fault(
         "F04", "fuse", "a dropout that is active is passed over", "_fuse/calls", "is_idle",
