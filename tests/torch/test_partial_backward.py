@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_ops import REGISTRY
 from fused_ops.testing import flops
@@ -15,6 +16,16 @@ from tests.torch.calls import CALL, CALLS, Call, each_call
 from tests.torch.test_autocast_regions import Recorded
 
 RAW = {raw.overload: raw for op in REGISTRY.values() for raw in op.raw}
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products that ATen computes."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return func(*args, **(kwargs or {}))
 
 
 def flops_of(calls: list[tuple[Any, tuple[Any, ...]]]) -> int:
@@ -84,6 +95,22 @@ def test_a_norm_computes_what_is_asked_for(call: Call) -> None:
         ((_, args),) = recorded.calls
         told.append([flag for flag in args if isinstance(flag, bool)])
     assert told == [[True, *[False] * (len(tensors) - 1)], [False, *[True] * (len(tensors) - 1)], [True] * len(tensors)]
+
+
+@pytest.mark.parametrize("name", ["linear", "gated_linear"])
+def test_the_differentiable_backward_computes_what_is_asked_for(name: str) -> None:
+    """With create_graph too, where ATen computes it: the products of parts are those of the whole, shared out."""
+    op = CALL[name].op
+    args = [a.clone().requires_grad_() if isinstance(a, Tensor) else a for a in op.example("cpu", torch.float64).args]
+    leaves = [a for a in args if isinstance(a, Tensor)]
+    counts = []
+    for asked in (leaves[:1], leaves[1:2], leaves):
+        out = op.public(*args)
+        with Products() as products:
+            torch.autograd.grad(out.sum(), asked, create_graph=True)
+        counts.append(products.count)
+    weights = sum(leaf.dim() == 2 for leaf in leaves[1:])
+    assert counts == [weights, 1, 2 * weights]
 
 
 def test_an_mlp_computes_only_the_hidden_gradient_twice() -> None:
