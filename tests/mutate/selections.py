@@ -29,7 +29,10 @@ _LAUNCH = (
     interpreted("rows_choice"),
     interpreted("many_rows"),
 )
-_GRADIENTS = (aten("ops/test_autograd.py ops/test_linear_family.py ops/test_penalty.py ops/test_gradient_dtypes.py"),)
+_GRADIENTS = (
+    aten("ops/test_autograd.py ops/test_linear_family.py ops/test_penalty.py ops/test_gradient_dtypes.py"),
+    aten("torch/test_partial_backward.py"),
+)
 _FUSE = (
     aten("fuse/test_matching.py fuse/test_forwards.py fuse/test_blocks.py fuse/test_fuse.py"),
     aten("fuse/test_flow.py fuse/test_forms.py fuse/test_source.py"),
