@@ -172,7 +172,7 @@ def test_translation_table_casts_softmax() -> None:
     with pytest.raises(ExportError, match="linear: no ONNX translation of the activation 'none such'"):
         table[REGISTRY["linear"].fwd](np.ones((2, 2), np.float32), np.ones((2, 2), np.float32), None, "none such")
     with pytest.raises(ExportError, match="layer_norm: without weight its last dimension cannot be dynamic"):
-        table[REGISTRY["layer_norm"].fwd](SimpleNamespace(shape=(2, "columns")))
+        table[REGISTRY["layer_norm"].fwd](SimpleNamespace(shape=(2, "columns"), dtype=1))
 
 
 def test_submodule(path: Path) -> None:
