@@ -61,7 +61,7 @@ RUNS: dict[str, tuple[Selection, ...]] = {
     "fused_ops/_runtime/rows": (interpreted("many_rows needs", "linear or partial"), aten("runtime/test_plans.py")),
     "fused_ops/_runtime/settings": (aten("runtime"), aten("tools/test_explain.py tools/test_doctor.py")),
     "fused_ops/_runtime/backend": (aten("tools/test_explain.py ops/test_errors.py"), aten("runtime")),
-    "fused_ops/ops/softmax/": (aten("runtime/test_plans.py", "softmax"), interpreted("rows_softmax"), _samples("softmax"), interpreted("rows_choice")),
+    "fused_ops/ops/softmax/": (aten("runtime/test_plans.py", "softmax"), aten("runtime/test_clusters.py", "refusal"), interpreted("rows_softmax"), _samples("softmax"), interpreted("rows_choice")),
     "fused_ops/ops/norm/": (
         aten("runtime/test_plans.py", "norm"), interpreted("rows_layer_norm"), _samples("layer_norm", "rms_norm", dtypes="float32"),
         interpreted("rows_choice", "not softmax"),
