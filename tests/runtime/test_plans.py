@@ -18,9 +18,9 @@ from fused_ops._runtime import device as device_module
 from fused_ops._runtime import launch as launch_module
 from fused_ops._runtime import tables
 from fused_ops._runtime.compiled import Planned
-from fused_ops.kernels.config import RowConfig
+from fused_ops.kernels.config import MatmulConfig, RowConfig
 from fused_ops.kernels.rows import row_tiles
-from fused_ops.ops.linear.matmul_plan import FP8_CHUNK
+from fused_ops.ops.linear.matmul_plan import FP8_CHUNK, forced_config
 from fused_ops.testing import Op, Raw, forget_plans, watch_launches
 from tests.contract import leaves
 
@@ -186,6 +186,21 @@ def test_a_plan_is_launched_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -
         launch_module.launch_grid(Planned(index, None, {}), 3, (), torch.empty(1))
     assert ran == [(index, index, 100 + index) for index in (0, 0, 1, 1)]
     assert current == [1]
+
+
+def test_a_forced_configuration_counts_from_its_first_call_to_its_last(made: list[Launched]) -> None:
+    """Also where the same call was planned before it, or within."""
+    x, w = torch.randn(72, 40).half(), torch.randn(24, 40).half()
+
+    def kernel() -> str:
+        made.clear()
+        REGISTRY["linear"].launch(x, w, None, "relu", False)
+        return made[0][0].__name__
+
+    chosen = kernel()
+    with forced_config(MatmulConfig(16, 32, 16, num_warps=4, num_stages=2, kind="split_k", splits=2)):
+        assert kernel() == "linear_split_k_kernel" != chosen
+    assert kernel() == chosen
 
 
 def test_fp8_sums_of_hopper_join_an_fp32_sum(made: list[Launched]) -> None:
