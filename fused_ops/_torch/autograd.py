@@ -30,11 +30,15 @@ def runs_aten(op: str = "") -> bool:
     sharding.register_when_used()
     flops.register_when_used()
     return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        transformed()
         or torch._C._get_tracing_state() is not None
         or (torch.compiler.is_compiling() and COMPILE_WITH_ATEN.get(op, False) and not _exporting())
     )
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD is active: then ATen's functions may be differentiated further."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _exporting() -> bool:

@@ -102,7 +102,10 @@ def test_refusals_are_one_short_sentence(op: Op, needs_grad: bool) -> None:
 def test_a_call_in_another_librarys_order() -> None:
     """Liger's functions take (x, weight, bias)."""
     x, w = torch.randn(2, 4096), torch.ones(4096)
-    with pytest.raises(TypeError, match=r"^fused_layernorm: normalized_shape: got a Tensor, allowed: a list or tuple of ints"):
+    with pytest.raises(
+        TypeError,
+        match=r"^fused_layernorm: normalized_shape: got a Tensor of shape \(4096,\) and torch\.float32, allowed: a list or tuple of ints",
+    ):
         fused_layernorm(x, w, w)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^fused_rmsnorm: normalized_shape: got a Tensor"):
         fused_rmsnorm(x, w)  # type: ignore[arg-type]

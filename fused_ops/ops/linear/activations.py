@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..._torch.arguments import refuse, refuse_type, said
+from ..._torch.autograd import transformed
 from .wide import is_computed
 
 INFINITY = float("inf")
@@ -67,7 +68,7 @@ def eager_activation(pre: Tensor, activation: str) -> Tensor:
     differentiate is `activate`."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _formula(pre, activation)
-    elif forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+    elif transformed():
         return activate(pre, activation)
     else:
         return _formula(pre, activation)

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ..._torch.arguments import FLOATS, refuse, require_device, require_float, require_shape, require_tensor
+from ..._torch.arguments import FLOATS, refuse, require_device, require_float, require_shape, require_tensor, said
 from ..._torch.autograd import autocasts_to_fp32
 
 Shape = tuple[int, ...]
 SHAPES = "a list or tuple of ints, or one int: the last dimensions of input"
-LONGEST = 80  # characters of what came that a message shows
 
 
 def dims_of(normalized_shape: Any) -> Any:
@@ -25,11 +23,6 @@ def dims_of(normalized_shape: Any) -> Any:
     if isinstance(normalized_shape, (list, tuple)):
         return tuple(normalized_shape)
     return (normalized_shape,) if isinstance(normalized_shape, numbers.Integral) else normalized_shape
-
-
-def transformed() -> bool:
-    """Whether a torch.func transform or forward-mode AD is active: then ATen's functions may be differentiated further."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def tracing() -> bool:
@@ -65,8 +58,8 @@ def checked(op: str, x: Tensor, normalized_shape: Any, **parameters: Tensor | No
             torch._check(size == length)
         shape = last
     if last != shape:
-        got = f"{shown(shape)} with input of shape {shown(tuple(x.shape))}"
-        refuse(RuntimeError, op, "normalized_shape", got, f"the last dimensions of input, here {shown(last)}")
+        got = f"{said(shape)} with input of shape {tuple(x.shape)}"
+        refuse(RuntimeError, op, "normalized_shape", got, f"the last dimensions of input, here {last}")
     for name, parameter in parameters.items():
         if parameter is not None:
             require_tensor(op, name, parameter, optional=True)
@@ -79,7 +72,7 @@ def checked(op: str, x: Tensor, normalized_shape: Any, **parameters: Tensor | No
 def _ints(op: str, normalized_shape: Any) -> Shape:
     """normalized_shape, which `dims_of` has seen, as ints: its entries may be what torch takes for one."""
     if not isinstance(normalized_shape, tuple):
-        refuse(TypeError, op, "normalized_shape", shown(normalized_shape), SHAPES)
+        refuse(TypeError, op, "normalized_shape", said(normalized_shape), SHAPES)
     if len(normalized_shape) == 0:
         refuse(RuntimeError, op, "normalized_shape", "()", "at least one dimension")
     return tuple([size if _is_int(size) else _index(op, size) for size in normalized_shape])
@@ -96,7 +89,7 @@ def _index(op: str, size: Any) -> int:
             return operator.index(size)
         except (TypeError, RuntimeError):
             pass
-    refuse(TypeError, op, "normalized_shape", f"{shown(size)} among its entries", SHAPES)
+    refuse(TypeError, op, "normalized_shape", f"{said(size)} among its entries", SHAPES)
 
 
 def number(op: str, eps: Any) -> float:
@@ -106,31 +99,11 @@ def number(op: str, eps: Any) -> float:
     tensor = isinstance(eps, Tensor) and eps.dim() == 0 and not (eps.requires_grad or eps.is_complex() or eps.is_meta)
     if not tensor and not isinstance(eps, (numbers.Real, torch.SymFloat, torch.SymInt)):
         gradient = " that requires a gradient" if isinstance(eps, Tensor) and eps.requires_grad else ""
-        refuse(TypeError, op, "eps", shown(eps) + gradient, "a number: a float, an int, or a tensor of one without a gradient")
+        refuse(TypeError, op, "eps", said(eps) + gradient, "a number: a float, an int, or a tensor of one without a gradient")
     try:
         return float(eps)
     except OverflowError:
-        refuse(TypeError, op, "eps", shown(eps), "a number that a float can hold")
-
-
-def shown(value: object) -> str:
-    """value for a message, in about LONGEST characters at most; of a tensor or an array, its class alone."""
-    if value is None or isinstance(value, (bool, float, complex)):
-        return repr(value)
-    if isinstance(value, (str, bytes)):
-        return repr(value[: LONGEST // 2]) + ("..." if len(value) > LONGEST // 2 else "")
-    if isinstance(value, int):
-        return repr(value) if -(10**20) < value < 10**20 else "an int of more than 20 digits"
-    if isinstance(value, (list, tuple)):
-        text, (left, right) = "", "()" if isinstance(value, tuple) else "[]"
-        for i, entry in enumerate(value):
-            text += (", " if i else "") + (type(entry).__name__ if isinstance(entry, (list, tuple)) else shown(entry))
-            if len(text) > LONGEST // 2 and i + 1 < len(value):
-                return f"{left}{text[:LONGEST]}, ...{right} of {len(value)} entries"
-        return left + text + ("," if len(value) == 1 and left == "(" else "") + right
-    if isinstance(value, (torch.SymInt, torch.SymFloat)):
-        return str(value)[:LONGEST]
-    return "a Tensor" if isinstance(value, Tensor) else f"a value of class {type(value).__name__[:LONGEST]}"
+        refuse(TypeError, op, "eps", said(eps), "a number that a float can hold")
 
 
 def cast_all(x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ..._runtime.tuned_kernels import Tuned
 from ..._torch.arguments import FLOATS
-from ..._torch.autograd import differentiable_backward, needed_gradients, needs_grad, runs_aten
+from ..._torch.autograd import differentiable_backward, needed_gradients, needs_grad, runs_aten, transformed
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Backward, Op, Roles
-from .arguments import cast_all, checked, dims_of, fits, number, over_rows, tracing, transformed
+from .arguments import cast_all, checked, dims_of, fits, number, over_rows, tracing
 from .cases import layer_norm as cases
 from .layer_norm_launch import infer_launch, layer_norm_bwd_launch, layer_norm_launch
 from .layer_norm_onnx import layer_norm_onnx

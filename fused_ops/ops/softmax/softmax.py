@@ -7,11 +7,10 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from ..._runtime.tuned_kernels import Tuned
 from ..._torch.arguments import FLOATS, normalize_dim, refuse, require_dtype, require_float, require_tensor
-from ..._torch.autograd import autocasts_to_fp32, runs_aten
+from ..._torch.autograd import autocasts_to_fp32, runs_aten, transformed
 from ..._torch.eager import fast_applies, fast_path, implementations
 from ..._torch.library import define
 from ..._torch.overrides import overridden, overrides
@@ -77,7 +76,7 @@ def fused_softmax(input: Tensor, dim: int = -1, *, dtype: Optional[torch.dtype] 
         if way == "aten":
             try:
                 one_call = input.shape[dim] <= ONE_CALL[input.dtype][dim == -1 or dim == input.ndim - 1]
-                if one_call and (input.dtype.itemsize > 2 or not _transformed()):
+                if one_call and (input.dtype.itemsize > 2 or not transformed()):
                     return _RUN[way](input, dim, None)
             except Exception:  # what ATen refuses is refused below, in our words
                 pass
@@ -108,11 +107,6 @@ def _fused_softmax(input: Tensor, dim: Any, dtype: Any) -> Tensor:
     if input.requires_grad and torch.is_grad_enabled():
         return _Softmax.apply(input, dim, dtype)
     return _FWD(input, dim, dtype)
-
-
-def _transformed() -> bool:
-    """Whether a torch.func transform or forward-mode AD is active: then ATen would round each step of a half-precision tangent."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 # torch.jit.script cannot compile keyword-only arguments: in a script, fused_softmax(x, dim) is ATen's own softmax.
