@@ -111,7 +111,7 @@ def test_a_call_in_another_librarys_order() -> None:
         fused_rmsnorm(x, w)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(INTERPRET, reason="what a compiler sees")
+@pytest.mark.skipif(INTERPRET, reason="what a compiler sees: unset TRITON_INTERPRET")
 def test_entries_that_a_compiler_does_not_read() -> None:
     """An int of numpy's, as torch.nn.LayerNorm(np.int64(4)) holds one."""
     x = torch.randn(3, 4)
