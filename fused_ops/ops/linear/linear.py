@@ -116,7 +116,7 @@ def fused_linear(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, a
 def _fused_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     way = fast_path(input, weight, bias)
     if way == "aten":
-        if input.dtype in FLOATS and (bias is None or bias.dim() == 1):
+        if input.dtype in FLOATS and (bias is None or (bias.dim() == 1 and bias.dtype is input.dtype)):
             try:
                 return _INFER[way](input, weight, bias, activation)
             except Exception:  # what ATen refuses is refused below, in our words
