@@ -19,9 +19,9 @@ from fused_ops.testing import ContractMode
 if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
 
-from tests.ptx import device as device_module
-from tests.ptx.arithmetic import arithmetic, errors
-from tests.ptx.device import device
+from fused_ops.testing.ptx import gpu
+from fused_ops.testing.ptx.arithmetic import arithmetic, errors
+from fused_ops.testing.ptx.gpu import device
 from tests.special_values import DY, PRE
 
 NAMES = [name for name in ACTIVATIONS if name != "none"]
@@ -88,7 +88,7 @@ def cancelling(x, SCALE: tl.constexpr, PRECISE: tl.constexpr):
 def test_a_slope_that_cancels_misses_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test itself: s (1 - s) as it reads loses all digits where s is near 1, and gelu_tanh multiplies it by x^3."""
     monkeypatch.setattr(activations, "_sigmoid_and_slope", cancelling)
-    monkeypatch.setattr(device_module, "_compiled", {})
+    monkeypatch.setattr(gpu, "_compiled", {})
     for function in (activations.activation_grad, linear_bwd.linear_act_bwd_kernel, linear_bwd.linear_dact_kernel):
         monkeypatch.setattr(function, "hash", None)  # or Triton's cache would know it as it was
     hold("gelu_tanh", 0, 1)

@@ -28,7 +28,7 @@ from tests.contract import TRAINED, cases, hold_to_contract, leaves, sample_of
 if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
 
-from tests.ptx.device import Device, altered, device
+from fused_ops.testing.ptx.gpu import Device, altered, device
 
 ROWS = 5
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -261,7 +261,7 @@ def test_every_wait_of_the_persistent_kernel_is_needed(name: str) -> None:
 def test_a_kernel_that_writes_too_far_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher lies about N: the kernel reads and writes past the end."""
     from fused_ops.ops.softmax import softmax_launch
-    from tests.ptx.memory import MemoryFaultError
+    from fused_ops.testing.ptx.memory import MemoryFaultError
 
     plan = softmax_launch._fwd_plan
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tests.ptx import hopper, thread, warp  # noqa: F401
-from tests.ptx.arithmetic import arithmetic, comparison, convert, convert_pair
-from tests.ptx.machine import Code, DeadlockError, Machine, UnsupportedError
-from tests.ptx.memory import Global, MemoryFaultError
-from tests.ptx.text import Parser
+from fused_ops.testing import ptx
+from fused_ops.testing.ptx.arithmetic import arithmetic, comparison, convert, convert_pair
+from fused_ops.testing.ptx.grid import run_grid
+from fused_ops.testing.ptx.machine import Code, DeadlockError, Machine, UnsupportedError
+from fused_ops.testing.ptx.memory import Global, MemoryFaultError
+from fused_ops.testing.ptx.text import Parser
 
 HEAD = """
 .version 8.7
@@ -42,9 +46,7 @@ def run(body: str, threads: int = 64, words: int = 64, programs: int = 1) -> tup
         memory.add("x", np.arange(words, dtype=np.uint32).view(np.uint8)),
         memory.add("y", np.zeros(4 * words, np.uint8)),
     ]
-    machine = Machine(code, memory, addresses, 0, programs, 1024, programs)
-    machine.run()
-    hopper.finish(machine)
+    (machine,) = run_grid(code, memory, addresses, 1, 1024, programs)
     return memory.content(1).view(np.uint32), machine
 
 
@@ -179,6 +181,15 @@ def test_programs_of_a_cluster_read_one_another() -> None:
 def test_unknown_instructions_are_refused(body: str) -> None:
     with pytest.raises((UnsupportedError, KeyError)):
         run(body)
+
+
+def test_only_one_module_knows_more_than_ptx() -> None:
+    folder = Path(ptx.__file__).parent
+    foreign = {}
+    for path in sorted(folder.glob("*.py")):
+        names = re.findall(r"^\s*(?:from|import)\s+(\S+)", path.read_text(), re.MULTILINE)
+        foreign[path.name] = {name for name in names if name.startswith(("..", "torch", "triton", "fused_ops"))}
+    assert {name for name, found in foreign.items() if found} == {"gpu.py"}
 
 
 F32 = np.float32

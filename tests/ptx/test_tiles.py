@@ -14,9 +14,9 @@ if sys.platform != "linux":
 from fused_ops import REGISTRY
 from fused_ops.kernels.config import RowConfig
 from fused_ops.testing import KERNELS, ContractMode, Op, forced
+from fused_ops.testing.ptx.gpu import altered, device
+from fused_ops.testing.ptx.memory import MemoryFaultError
 from tests.contract import leaves
-from tests.ptx.device import altered, device
-from tests.ptx.memory import MemoryFaultError
 
 CONFIGS = {
     "one_pass": RowConfig(1, 512, 4),

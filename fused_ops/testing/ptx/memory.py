@@ -264,6 +264,6 @@ class Shared:
         if (self.others_read_in == self.cluster_epoch).any():
             raise MemoryFaultError("a program may have ended before another read its shared memory: no barrier of the cluster")
 
-    def poison(self, program: int, offsets: np.ndarray) -> None:
+    def poison(self, program: int | np.ndarray, offsets: np.ndarray) -> None:
         """Bytes that an asynchronous copy is about to fill hold NaN until it is waited for."""
         self.data[program, offsets] = 0xFF

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tests.ptx.arithmetic import TYPES, WIDER, arithmetic, comparison, convert, convert_pair
-from tests.ptx.machine import OTHERWISE, Code, Instruction, Machine, Step, UnsupportedError, handler
-from tests.ptx.memory import RANK_SHIFT, Global, Shared
+from .arithmetic import TYPES, WIDER, arithmetic, comparison, convert, convert_pair
+from .machine import OTHERWISE, Code, Machine, Step, UnsupportedError, handler
+from .memory import RANK_SHIFT, Global, Shared
+from .text import Instruction
 
 SPACES = ("param", "global", "shared", "shared::cta", "shared::cluster")
 
@@ -47,7 +48,9 @@ def _compare(instruction: Instruction, code: Code) -> Step:
         writes = [code.write(t) for t in target]
 
         def both(m: Machine) -> None:
-            pairs = [np.ascontiguousarray(np.broadcast_to(read(m), m.lanes.shape)).view(TYPES[kind[:-2]]) for read in halves]
+            pairs: list[np.ndarray] = [
+                np.ascontiguousarray(np.broadcast_to(read(m), m.lanes.shape)).view(TYPES[kind[:-2]]) for read in halves
+            ]
             found = function(*(pair.reshape(-1, 2) for pair in pairs))
             for i, write in enumerate(writes):
                 write(m, found[:, i])
@@ -76,7 +79,7 @@ def _move(instruction: Instruction, code: Code) -> Step:
         whole, writes = code.read(source, kind), [code.write(t) for t in target]
 
         def apart(m: Machine) -> None:
-            pieces = np.ascontiguousarray(np.broadcast_to(whole(m), m.lanes.shape)).view(TYPES[part])
+            pieces: np.ndarray = np.ascontiguousarray(np.broadcast_to(whole(m), m.lanes.shape)).view(TYPES[part])
             for i, write in enumerate(writes):
                 write(m, pieces.reshape(-1, len(target))[:, i])
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from tests.ptx.arithmetic import TYPES
-from tests.ptx.machine import Code, Instruction, Machine, Step, UnsupportedError, handler
-from tests.ptx.memory import LANES, MemoryFaultError
+from .arithmetic import TYPES
+from .machine import Code, Machine, Step, UnsupportedError, handler
+from .memory import LANES, MemoryFaultError
+from .text import Instruction
 
 LANE = np.arange(LANES)
 
@@ -182,16 +183,10 @@ def _mma(instruction: Instruction, code: Code) -> Step:
     return mma
 
 
-@handler("cp")
+@handler("cp.async")
 def _copy(instruction: Instruction, code: Code) -> Step:
     """cp.async: the bytes arrive when they are waited for, and until then the destination holds NaN."""
     op = instruction.op
-    if op[1] != "async":
-        raise UnsupportedError(instruction.text)
-    if op[2] == "bulk":
-        from tests.ptx.hopper import bulk
-
-        return bulk(instruction, code)
     if op[2] == "commit_group":
         return _commit
     if op[2] in ("wait_group", "wait_all"):

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.ptx.arithmetic import TYPES
-from tests.ptx.machine import Code, Instruction, Machine, Step, UnsupportedError, handler
-from tests.ptx.memory import LANES, MemoryFaultError
-from tests.ptx.warp import LANE, by_warp, fragment, numbers, spread, whole_warps
+from .arithmetic import TYPES
+from .machine import Code, Machine, Step, UnsupportedError, handler
+from .memory import LANES, MemoryFaultError
+from .text import Instruction
+from .warp import LANE, by_warp, fragment, numbers, spread, whole_warps
 
 ELEMENT_BYTES = {0: 1, 1: 2, 2: 4, 3: 4, 4: 8, 5: 8, 6: 2, 7: 4, 8: 4, 9: 8, 10: 2, 11: 4, 12: 4}  # by elemtype
 SWIZZLE_BITS = {0: 0, 1: 1, 2: 3, 3: 7}  # by a descriptor's swizzle_mode: how many 16-byte pieces change places, less one
@@ -174,7 +175,8 @@ def _box(m: Machine, map_address: int, corner: list[int], at: int, what: str) ->
     return addresses.ravel().astype(np.uint64), inside.ravel(), offsets.ravel(), size
 
 
-def bulk(instruction: Instruction, code: Code) -> Step:
+@handler("cp.async.bulk")
+def _bulk(instruction: Instruction, code: Code) -> Step:
     """cp.async.bulk: tensor copies between global and shared memory, and the groups of those out of it."""
     op, what, operands = instruction.op, instruction.text, instruction.operands
     if op[3] == "commit_group":

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ._runtime.launch import recorded, watch_launches
-from ._runtime.plans import forget_plans
-from ._runtime.settings import INTERPRET
-from ._runtime.tables import force
-from ._runtime.tuned_kernels import KERNELS
-from ._torch.eager import fast_path
-from ._torch.flops import flops
-from ._torch.library import decompositions
-from ._torch.spec import REGISTRY, Case, ErrorSample, Expected, Op, Raw, Roles, Sample
-from .kernels.config import RowConfig
+from .._runtime.launch import recorded, watch_launches
+from .._runtime.plans import forget_plans
+from .._runtime.settings import INTERPRET
+from .._runtime.tables import force
+from .._runtime.tuned_kernels import KERNELS
+from .._torch.eager import fast_path
+from .._torch.flops import flops
+from .._torch.library import decompositions
+from .._torch.spec import REGISTRY, Case, ErrorSample, Expected, Op, Raw, Roles, Sample
+from ..kernels.config import RowConfig
 
 __all__ = [
     "INTERPRET",

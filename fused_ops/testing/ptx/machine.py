@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.ptx.arithmetic import TYPES
-from tests.ptx.memory import SHARED_BASE, Global, Shared
-from tests.ptx.text import Address, Instruction, Program, Register
+from .arithmetic import TYPES
+from .memory import SHARED_BASE, Global, Shared
+from .text import Address, Instruction, Program, Register
 
 STORAGE = {"pred": np.bool_, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64}
 IGNORED = {
@@ -45,7 +45,7 @@ class DeadlockError(AssertionError):
 
 
 def handler(*names: str) -> Callable[[Any], Any]:
-    """Register a function that makes a step of an instruction with one of these names."""
+    """Register a function that makes a step of an instruction whose mnemonic begins with one of these names."""
 
     def register(function: Any) -> Any:
         HANDLERS.update(dict.fromkeys(names, function))
@@ -77,7 +77,8 @@ class Code:
         """The step of one instruction, under its guard."""
         if instruction.op[0] in IGNORED:
             return lambda m: None
-        make = HANDLERS.get(instruction.op[0], HANDLERS[OTHERWISE])
+        names = (".".join(instruction.op[:parts]) for parts in (3, 2, 1))  # the longest that is known
+        make = next((HANDLERS[name] for name in names if name in HANDLERS), HANDLERS[OTHERWISE])
         run = make(instruction, self)
         if instruction.guard is None:
             return run
@@ -97,7 +98,7 @@ class Code:
 
     def read(self, operand: Any, kind: str) -> Callable[[Machine], Any]:
         """A function that gives an operand's value as numbers of a PTX type."""
-        number = TYPES[kind]
+        number: Any = TYPES[kind]
         if isinstance(operand, Register):
             index = operand.index
             if STORAGE[self.classes[index]]().itemsize == np.dtype(number).itemsize:

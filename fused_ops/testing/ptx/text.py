@@ -92,8 +92,9 @@ class Parser:
     def _statement(self, text: str) -> None:
         if text.startswith("."):
             declared = re.match(r"\.reg \.(\w+) (.*)", text)
-            for name in declared[2].split(",") if declared else ():
-                self._declare(CLASSES[declared[1]], name.strip())
+            if declared is not None:
+                for name in declared[2].split(","):
+                    self._declare(CLASSES[declared[1]], name.strip())
             return
         guarded = re.match(r"@(!?)(\S+) (.*)", text)
         guard = (self._register(guarded[2]), guarded[1] == "!") if guarded else None

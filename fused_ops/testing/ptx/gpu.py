@@ -15,13 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fused_ops import REGISTRY
-from fused_ops._runtime import device as device_module
-from fused_ops.testing import forget_plans, watch_launches
-from tests.ptx import hopper, thread, warp  # noqa: F401  (they register instructions)
-from tests.ptx.machine import Code, Machine
-from tests.ptx.memory import Global, Traffic
-from tests.ptx.text import Parser
+from ..._runtime import device as device_module
+from .. import REGISTRY, forget_plans, watch_launches
+from .grid import run_grid
+from .machine import Code
+from .memory import Global, Traffic
+from .text import Parser
 
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float8_e4m3fn: "*fp8e4nv",
@@ -121,12 +120,7 @@ class Device:
         scratch = getattr(metadata, "global_scratch_size", 0) or 0
         bits += [memory.add("scratch", np.zeros(scratch * grid * ctas, np.uint8)), 0]
         bits = bits[: len(code.program.parameters)]
-        remote_reads = 0
-        for program in range(grid):
-            machine = Machine(code, memory, bits, program * ctas, grid * ctas, metadata.shared, ctas)
-            machine.run()
-            hopper.finish(machine)
-            remote_reads += machine.shared.remote_reads
+        remote_reads = sum(m.shared.remote_reads for m in run_grid(code, memory, bits, grid, metadata.shared, ctas))
         for i, storage in enumerate(storages):
             _bytes(storage)[:] = memory.content(i)
         self.launches.append(Launch(kernel.__name__, grid, compiled, memory.finish(), remote_reads))
