@@ -24,6 +24,8 @@ def multiply(x, w, acc, PRECISION: tl.constexpr, IMPRECISE: tl.constexpr, WIDEN:
     cannot multiply bf16 and fp8, so they are widened there."""
     if WIDEN:
         return tl.dot(x.to(tl.float32), w.to(tl.float32), acc, input_precision="ieee")
+    elif IMPRECISE >= x.shape[1]:  # acc joins outside: within, Triton adds the products' registers before it waits for them
+        return acc + tl.dot(x, w, input_precision=PRECISION)
     elif IMPRECISE > 0:
         return tl.dot(x, w, acc, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE)
     else:

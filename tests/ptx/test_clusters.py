@@ -16,7 +16,7 @@ from fused_ops import fused_layernorm, fused_softmax
 from fused_ops._runtime import settings
 from fused_ops.testing import ContractMode, forget_plans
 from fused_ops.testing.ptx.gpu import altered, device
-from fused_ops.testing.ptx.memory import MemoryFaultError
+from fused_ops.testing.ptx.knowledge import MemoryFaultError
 
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 pytestmark = pytest.mark.skipif(VERSION < (3, 8), reason=f"Triton {triton.__version__} compiles no clusters, 3.8 does")

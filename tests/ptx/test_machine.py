@@ -11,8 +11,9 @@ import pytest
 from fused_ops.testing import ptx
 from fused_ops.testing.ptx.arithmetic import arithmetic, comparison, convert, convert_pair
 from fused_ops.testing.ptx.grid import run_grid
+from fused_ops.testing.ptx.knowledge import MemoryFaultError, RaceError
 from fused_ops.testing.ptx.machine import Code, DeadlockError, Machine, UnsupportedError
-from fused_ops.testing.ptx.memory import Global, MemoryFaultError
+from fused_ops.testing.ptx.memory import Global
 from fused_ops.testing.ptx.text import Parser
 
 HEAD = """
@@ -91,14 +92,14 @@ def test_a_barrier_orders_warps() -> None:
     back = TURNED + "ld.shared.b32 %r8, [%r7]; st.global.b32 [%rd5], %r8;"
     y, _ = run(load + "bar.sync 0; " + back)
     assert y.tolist() == [*range(32, 64), *range(32)]
-    with pytest.raises(MemoryFaultError, match="another warp touched since the last barrier"):
+    with pytest.raises(MemoryFaultError, match="thread 0 reads what thread 32 writes, and nothing orders"):
         run(load + back)
-    with pytest.raises(MemoryFaultError, match="another warp touched"):
+    with pytest.raises(MemoryFaultError, match="thread 0 writes what thread 32 reads, and nothing orders"):
         run(load + "bar.sync 0; " + back + "st.shared.b32 [%r4], %r5;")
 
 
 def test_two_values_at_one_place_are_a_race_within_a_warp_too() -> None:
-    with pytest.raises(MemoryFaultError, match="touched"):
+    with pytest.raises(MemoryFaultError, match="store two values at one place"):
         run("st.shared.b32 [%r3], %r1;", threads=32)
     run("mov.b32 %r5, 7; st.shared.b32 [%r3], %r5;")  # the same value by all
 
@@ -106,9 +107,9 @@ def test_two_values_at_one_place_are_a_race_within_a_warp_too() -> None:
 def test_sums_of_one_warp_may_differ_by_rounding_at_one_place() -> None:
     store = "and.b32 %r5, %r1, 1; shl.b32 %r5, %r5, {shift}; add.s32 %r5, %r5, 1065353216; st.shared.b32 [%r3], %r5;"
     run(store.format(shift=0), threads=32)  # 1 and the next number
-    with pytest.raises(MemoryFaultError, match="touched"):
+    with pytest.raises(MemoryFaultError, match="store two values at one place"):
         run(store.format(shift=0), threads=64)  # by two warps
-    with pytest.raises(MemoryFaultError, match="touched"):
+    with pytest.raises(MemoryFaultError, match="store two values at one place"):
         run(store.format(shift=13), threads=32)  # 1 and 1.001
 
 
@@ -129,13 +130,15 @@ def test_threads_that_branch_apart_meet_again() -> None:
 
 
 def test_waiting_for_what_never_comes_is_a_deadlock() -> None:
-    wait = """mbarrier.init.shared::cta.b64 [%r3], 1;
-        W: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r3], 0; @!%p2 bra W;"""
+    make = "setp.eq.u32 %p3, %r1, 0; @%p3 mbarrier.init.shared::cta.b64 [%r3], 1; bar.sync 0;"
+    wait = "W: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r3], 0; @!%p2 bra W;"
     with pytest.raises(DeadlockError, match="a barrier in memory that nobody completes"):
-        run(wait)
+        run(make + wait)
     with pytest.raises(DeadlockError, match="a barrier in memory that nobody completes"):
-        run(f"setp.lt.u32 %p1, %r1, 32; @%p1 bra A; {wait} A: bar.sync 0;")
-    run(wait.replace("W:", "mbarrier.arrive.shared::cta.b64 _, [%r3]; W:"), threads=1)
+        run(f"{make} setp.lt.u32 %p1, %r1, 32; @%p1 bra A; {wait} A: bar.sync 0;")
+    run(make + "@%p3 mbarrier.arrive.shared::cta.b64 _, [%r3]; " + wait)
+    with pytest.raises(RaceError, match="reads what thread 0 writes"):
+        run(make.replace("bar.sync 0;", "") + wait)
 
 
 def test_a_shuffle_by_a_part_of_a_warp_is_refused() -> None:
@@ -148,8 +151,12 @@ def test_a_copy_that_is_not_waited_for_has_not_arrived() -> None:
     end = "ld.shared.b32 %r8, [%r4]; st.global.b32 [%rd5], %r8;"
     y, _ = run(start + "cp.async.wait_group 0; " + end)
     assert y.tolist() == list(range(64))
-    y, _ = run(start + "cp.async.wait_group 1; " + end)
-    assert set(y.tolist()) == {0xFFFFFFFF}
+    for wait in ("cp.async.wait_group 1; ", ""):
+        with pytest.raises(RaceError, match=r"reads what a cp\.async of thread 0 writes"):
+            run(start + wait + end)
+    with pytest.raises(RaceError, match="never committed"):
+        run(start.replace("cp.async.commit_group; ", ""))
+    run(start.replace("cp.async.commit_group; ", "cp.async.wait_all; ") + end)
 
 
 CLUSTER = """ld.global.b32 %r5, [%rd4]; mov.u32 %r9, %cluster_ctarank; add.s32 %r5, %r5, %r9; st.shared.b32 [%r4], %r5;
@@ -163,9 +170,9 @@ def test_programs_of_a_cluster_read_one_another() -> None:
     assert y.tolist() == list(range(1, 65))
     assert machine.shared.remote_reads == 128
     for barrier in ("", "bar.sync 0;", "barrier.cluster.arrive.aligned;"):
-        with pytest.raises(MemoryFaultError, match=r"another (warp|program) touched"):
+        with pytest.raises(RaceError, match="reads what thread 64 writes"):
             run(CLUSTER.replace("BARRIER", barrier) + CLUSTER_BARRIER, programs=2)
-    with pytest.raises(MemoryFaultError, match="may have ended before another"):
+    with pytest.raises(MemoryFaultError, match="may have ended before thread 64 of another"):
         run(CLUSTER.replace("BARRIER", CLUSTER_BARRIER), programs=2)
 
 
@@ -267,10 +274,12 @@ def test_packed_comparisons_give_a_predicate_for_each_half() -> None:
 
 def test_fields_of_a_descriptor_that_are_not_set_are_zeros_that_were_written() -> None:
     zeros = "mov.b32 %r5, 0; st.shared.b32 [%r4], %r5; bar.sync 0;"
-    publish = """tensormap.replace.tile.rank.shared::cta.b1024.b32 [%r3+0], 0x1;
+    publish = """setp.eq.u32 %p3, %r1, 0; @%p3 tensormap.replace.tile.rank.shared::cta.b1024.b32 [%r3+0], 0x1;
         tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%rd2+0], [%r3+0], 0x80;"""
     _, machine = run(zeros + publish, threads=32)
     (fields,) = machine.state["maps"].values()
-    assert fields == {("rank", 0): 1, ("interleave_layout", 0): 0}
-    with pytest.raises(MemoryFaultError, match="interleave_layout"):
+    assert fields == {("rank", 0): 1} | {
+        (name, 0): 0 for name in ("elemtype", "interleave_layout", "swizzle_mode", "fill_mode")
+    }
+    with pytest.raises(MemoryFaultError, match="nothing wrote the descriptor's elemtype"):
         run(publish, threads=32)

@@ -78,6 +78,7 @@ def _can_launch(key: Key, config: RowConfig) -> bool:
         and (config.num_ctas == 1 or (KERNELS[key.kernel].clustered and config.block_m == 1 and not config.chunked))
         and config.variant in KERNELS[key.kernel].variants
         and (config.block_n < key.N if config.chunked else key.N <= config.block_n < 2 * key.N)
+        and (not config.chunked or config.block_m * columns >= threads)  # else two threads read and write one partial sum
         and held <= 4 * 65536
         and held <= 4 * 128 * threads
         and pipelined <= 48 * 1024

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from .arithmetic import TYPES
+from .knowledge import MemoryFaultError
 from .memory import SHARED_BASE, Global, Shared
+from .order import Order
 from .text import Address, Instruction, Program, Register
 
 STORAGE = {"pred": np.bool_, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64}
-IGNORED = {
-    "fence",
-    "membar",
+IGNORED = {  # hints, and the order of other grids' accesses
     "griddepcontrol",
     "prefetch",
     "prefetchu",
@@ -54,12 +54,54 @@ def handler(*names: str) -> Callable[[Any], Any]:
     return register
 
 
+AGENTS = {  # what an instruction starts that it does not wait for (order.py), by how its mnemonic begins
+    "copy": ("cp.async.ca", "cp.async.cg"),
+    "send": ("cp.async.bulk",),
+    "sent": ("cp.async.bulk",),
+    "product": ("wgmma",),
+    "phase": ("mbarrier",),
+}
+ELEMENT_BYTES = {
+    0: 1,
+    1: 2,
+    2: 4,
+    3: 4,
+    4: 8,
+    5: 8,
+    6: 2,
+    7: 4,
+    8: 4,
+    9: 8,
+    10: 2,
+    11: 4,
+    12: 4,
+}  # of a descriptor, by elemtype
+
+
+def access_bytes(instruction: Instruction, space: str) -> int:
+    """The bytes that an instruction accesses at once in a space, or 8 where it accesses none or more."""
+    op = instruction.op
+    if op[:2] == ("cp", "async") and op[2] in ("ca", "cg"):
+        return min(8, int(instruction.operands[2]))
+    if "elemtype" in op and space == "global":
+        return ELEMENT_BYTES[instruction.operands[-1]]
+    if op[0] in ("ld", "st") and any(part.startswith(space) for part in op):
+        value = instruction.operands[0 if op[0] == "ld" else 1]
+        return min(8, np.dtype(TYPES[op[-1]]).itemsize * (len(value) if isinstance(value, tuple) else 1))
+    return 8
+
+
 class Code:
     """A program made ready to run: basic blocks of steps, each ended by a control instruction or by running on."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.classes = program.classes
+        mnemonics = {".".join(instruction.op[:4]) for instruction in program.instructions}
+        self.agents = {kind for kind, beginnings in AGENTS.items() if any(name.startswith(beginnings) for name in mnemonics)}
+        self.units = {
+            space: min((access_bytes(i, space) for i in program.instructions), default=8) for space in ("global", "shared")
+        }
         starts = {0, *program.labels.values()}
         for i, instruction in enumerate(program.instructions):
             if is_control(instruction):
@@ -76,7 +118,7 @@ class Code:
     def step(self, instruction: Instruction) -> Step:
         """The step of one instruction, under its guard."""
         if instruction.op[0] in IGNORED:
-            return lambda m: None
+            return nothing
         names = (".".join(instruction.op[:parts]) for parts in (3, 2, 1))  # the longest that is known
         make = next((HANDLERS[name] for name in names if name in HANDLERS), HANDLERS[OTHERWISE])
         run = make(instruction, self)
@@ -101,6 +143,8 @@ class Code:
         number: Any = TYPES[kind]
         if isinstance(operand, Register):
             index = operand.index
+            if "product" in self.agents:
+                return self._checked_read(index, kind)
             if STORAGE[self.classes[index]]().itemsize == np.dtype(number).itemsize:
                 return lambda m: m.registers[index].view(number)
             size = np.dtype(number).itemsize
@@ -121,6 +165,19 @@ class Code:
         if operand == "global_smem":
             return lambda m: np.asarray(SHARED_BASE, number)
         raise UnsupportedError(f"operand {operand!r}")
+
+    def _checked_read(self, index: int, kind: str) -> Callable[[Machine], Any]:
+        """As read, of a register that a wgmma under way may be writing."""
+        number: Any = TYPES[kind]
+        size = np.dtype(number).itemsize
+        same = STORAGE[self.classes[index]]().itemsize == size
+
+        def read(m: Machine) -> Any:
+            if index in m.in_flight:
+                m.refuse_in_flight(index, "read")
+            return m.registers[index].view(number) if same else m.registers[index].astype(f"u{size}").view(number)
+
+        return read
 
     def address(self, operand: Address) -> Callable[[Machine], np.ndarray]:
         """A function that gives each thread's address."""
@@ -157,11 +214,16 @@ def is_control(instruction: Instruction) -> bool:
 
 
 class Machine:
-    """A cluster of programs running a Code. lanes: the number of each thread in the cluster."""
+    """A cluster of programs running a Code. lanes: the number of each thread in the cluster.
+
+    order: what each thread knows of the others' accesses. seed: None runs the threads that are furthest behind first, all together;
+    a number runs one group of warps at a time, drawn.
+    """
 
     def __init__(
-        self, code: Code, memory: Global, parameters: list[int], block: int, grid: int, shared: int, programs: int = 1
-    ) -> None:
+        self, code: Code, memory: Global, parameters: list[int], block: int, grid: int, shared: int, programs: int = 1,
+        seed: int | None = None,
+    ) -> None:  # fmt: skip
         self.code, self.memory, self.grid, self.programs = code, memory, grid, programs
         self.threads = code.program.threads
         self.lanes = np.arange(self.threads * programs)
@@ -170,16 +232,31 @@ class Machine:
         self.parameters = np.array([value & (2**64 - 1) for value in parameters], np.uint64)
         self.registers: list[np.ndarray] = [_poison(kind, self.lanes.size) for kind in code.classes]
         self.mask: np.ndarray | None = None
-        self.shared = Shared(shared, self.threads, programs)
+        self.order = Order(self.threads, programs, block // programs, code.agents)
+        self.shared = Shared(shared, self.threads, programs, self.order, code.units["shared"])
+        memory.begin(self.order, code.units["global"])
         self.state: dict[str, Any] = {}  # of asynchronous instructions
-        memory.barriers += 1  # what another program wrote is no business of this one
+        self.in_flight: dict[int, InFlight] = {}  # registers that wgmma writes or reads, by number
+        self.written: set[int] = set()  # registers that were written since the last wgmma.fence
+        self.draw = None if seed is None else np.random.default_rng((seed, block))
+        self.arrivals, self.waits = np.zeros((2, self.lanes.size), np.int64)  # of each thread at the cluster's barrier
+        self.completed = 0  # phases of the cluster's barrier
 
     def set(self, index: int, value: np.ndarray) -> None:
         """Write a register in the active threads."""
+        if index in self.in_flight:
+            self.refuse_in_flight(index, "written")
+        self.written.add(index)
         if self.mask is None:
             self.registers[index] = np.broadcast_to(value, self.lanes.shape)
         else:
             self.registers[index] = np.where(self.mask, value, self.registers[index])
+
+    def refuse_in_flight(self, index: int, verb: str) -> None:
+        """Raise where a wgmma that these threads did not wait for writes the register, or reads it and it is written."""
+        flight = self.in_flight[index]
+        if (flight.value is not None or verb == "written") and flight.group[self.active()].any():
+            raise MemoryFaultError(f"{flight.what}: register {index} is {verb} before the product is waited for")
 
     def active(self) -> np.ndarray:
         """The numbers of the active threads."""
@@ -202,6 +279,7 @@ class Machine:
                     ready &= ~stalled
                 elif stalled.any():
                     raise DeadlockError(f"{int(ready.sum())} threads wait for a barrier in memory that nobody completes")
+                ready = self._drawn(ready)
                 block = int(at[ready].min())
                 group = ready & (at == block)
                 self.mask = None if group.all() else group
@@ -216,6 +294,14 @@ class Machine:
                 self.state.pop("try_wait", None)
         raise DeadlockError("no end in sight")
 
+    def _drawn(self, ready: np.ndarray) -> np.ndarray:
+        """Those of the ready threads that run next: all, or by the seed one warp's, or four warps' where products need them."""
+        if self.draw is None:
+            return ready
+        together = 32 * (4 if "product" in self.code.agents else 1)
+        groups = np.unique(np.flatnonzero(ready) // together)
+        return ready & (self.lanes // together == self.draw.choice(groups))
+
     def _leave(self, block: int, group: np.ndarray, control: Instruction | None, at: Any, waiting: Any, end: int) -> None:
         at[group] = block + 1
         if control is None:
@@ -224,6 +310,9 @@ class Machine:
             cluster = control.op[1] == "cluster"
             if not cluster and (control.operands[0] != 0 or len(control.operands) > 1):
                 raise UnsupportedError(control.text)
+            self.waits[group] += cluster
+            if (self.waits > self.arrivals).any():
+                raise MemoryFaultError(f"{control.text}: a thread that did not arrive at the cluster's barrier")
             waiting[group] = 2 if cluster else 1
             self._release(at, waiting, end)
             return
@@ -240,14 +329,28 @@ class Machine:
         by_program = waiting.reshape(self.programs, -1)
         done = at.reshape(self.programs, -1) >= end
         for program in np.flatnonzero((by_program == 1).any(1) & ((by_program == 1) | done).all(1)):
+            self.order.join(program * self.threads + np.flatnonzero(by_program[program] == 1))
             by_program[program] = 0
-            self.shared.epoch[program] += 1
-            self.memory.barriers += 1
-        if (waiting == 2).any() and ((waiting == 2) | (at >= end)).all():
-            waiting[:] = 0
-            self.shared.epoch += 1
-            self.shared.cluster_epoch += 1
-            self.memory.barriers += 1
+        if self.programs == 1:
+            return
+        if ((self.arrivals > self.completed) | (at >= end)).all() and (self.arrivals > self.completed).any():
+            self.completed += 1
+            self.order.cluster_complete()
+        through = (waiting == 2) & (self.waits <= self.completed)
+        if through.any():
+            self.order.cluster_wait(np.flatnonzero(through))
+            waiting[through] = 0
+
+
+class InFlight:
+    """A register that wgmmas under way use: of which group in each thread (0: none), their result where they write it."""
+
+    def __init__(self, group: np.ndarray, value: np.ndarray | None, what: str) -> None:
+        self.group, self.value, self.what = group, value, what
+
+
+def nothing(m: Machine) -> None:
+    """A step that does nothing."""
 
 
 def _poison(kind: str, lanes: int) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Global and shared memory of the PTX machine, and what is checked of every access.
 
-Global: inside one allocation, aligned to its size; bytes and 32-byte sectors are counted; no warp reads what another one of its
-program wrote since the last barrier. Shared: inside the program's
-part, and no two warps at the same bytes between two barriers, one of them writing. Memory nobody wrote holds NaN.
+Global: inside one allocation, aligned to its size; bytes and 32-byte sectors are counted. Shared: inside a program's part. Both:
+ordered against every other access to the same bytes (order.py). Memory nobody wrote holds NaN.
 """
 
 from __future__ import annotations
@@ -11,17 +10,53 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .knowledge import MemoryFaultError, RaceError
+from .order import Order, Shadow
+
 SECTOR = 32
 SHARED_BASE = 1024  # CUDA keeps the first KiB of each program's shared memory
 RANK_SHIFT = 24  # shared::cluster addresses: the rank of the program + 1 above its own address
 LANES = 32
-SEVERAL = -2  # warps that read a byte
+MOST_UNIT = 8  # bytes
 ROUNDING = 2.0**-12  # of a sum's value: by so much the orders of adding its terms may differ
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-class MemoryFaultError(AssertionError):
-    """An access that a GPU would refuse, or that a race or red zone shows to be wrong."""
+def two_values(kept: np.ndarray, values: np.ndarray, same_warp: np.ndarray) -> np.ndarray:
+    """Where one instruction stored something else to a place as well: kept is what is there after it, of unsigned integers.
+
+    Not there: fp32 values of one warp's lanes that differ by rounding, or NaNs, of which a GPU keeps one. From Triton 3.8 on every
+    lane stores the sum of its warp, and where the first addition of a butterfly was contracted with the lane's own product, the
+    lanes' sums are of the same terms, rounded differently.
+    """
+    differs = kept != values
+    if differs.any() and values.dtype.itemsize == 4:
+        a, b = kept.view(np.float32), np.ascontiguousarray(values).view(np.float32)
+        with np.errstate(all="ignore"):
+            close = (np.abs(a - b) <= ROUNDING * np.maximum(np.abs(a), np.abs(b))) | (np.isnan(a) & np.isnan(b))
+        differs &= ~(close & same_warp)
+    return differs
+
+
+def _stored(
+    s: Shadow,
+    view: np.ndarray,
+    at: tuple[np.ndarray, ...] | np.ndarray,
+    values: np.ndarray,
+    units: np.ndarray,
+    lanes: np.ndarray,
+    what: str,
+) -> None:
+    """Store values and refuse two at one place."""
+    view[at] = values
+    kept = view[at]
+    if (kept != values).any():
+        last = s.agent[units].repeat(kept.shape[1] // units.shape[1] or 1, axis=1)[:, : kept.shape[1]]
+        clash = two_values(kept, values, last // LANES == lanes[:, None] // LANES)
+        if clash.any():
+            raise RaceError(
+                f"{what}: two threads store two values at one place, thread {int(lanes[np.argwhere(clash)[0][0]])} one of them"
+            )
 
 
 @dataclass
@@ -35,8 +70,8 @@ class Allocation:
     front: int
     loaded: np.ndarray = field(repr=False)  # by sector
     stored: np.ndarray = field(repr=False)
-    written_in: np.ndarray | None = field(default=None, repr=False)  # by byte, once any was: between which barriers
-    written_by: np.ndarray | None = field(default=None, repr=False)  # and by which warp
+    shadow: Shadow | None = field(default=None, repr=False)  # from the first access on
+    program: int = -1  # the last that accessed it
 
 
 @dataclass
@@ -60,7 +95,12 @@ class Global:
     def __init__(self) -> None:
         self.allocations: list[Allocation] = []
         self.traffic = Traffic()
-        self.barriers = 1  # that programs have begun with or passed
+        self.unit = 1
+        self.order = Order(LANES, 1, 0, set())  # of the program that runs now
+
+    def begin(self, order: Order, unit: int) -> None:
+        """A program begins: its order, and the least bytes that it accesses at once."""
+        self.order, self.unit = order, min(unit, MOST_UNIT)
 
     def add(self, name: str, content: np.ndarray, alignment_of: int = 0) -> int:
         """Copy content (uint8) into a new allocation and return its address, which lies in its 256 bytes as alignment_of."""
@@ -94,39 +134,47 @@ class Global:
             raise MemoryFaultError(f"{what}: {size} bytes at an address of {a.name} that is no multiple of {size}")
         return a, start + a.front
 
+    def shadow_at(self, addresses: np.ndarray, size: int, what: str) -> tuple[Shadow, np.ndarray]:
+        """(shadow, units (n, k)) of accesses of size bytes."""
+        a, offsets = self._find(addresses, size, what)
+        shadow = self._shadow(a)
+        return shadow, shadow.units(offsets, size)
+
+    def _shadow(self, a: Allocation) -> Shadow:
+        if a.shadow is None:
+            a.shadow = Shadow(a.data.size, self.unit, True)
+        if a.program != self.order.program:
+            a.shadow.begin()
+            a.program = self.order.program
+        return a.shadow
+
     def access(
         self, addresses: np.ndarray, lanes: np.ndarray, bytes_each: int, count: int, values: np.ndarray | None, what: str,
         by: str | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Load, or with values (lanes, count) store, count items of bytes_each bytes at each address, by these lanes.
 
-        by: what the traffic is listed under, for the bits of an access."""
+        by: what the traffic is listed under, for the bits of an access; such accesses are ordered by whoever makes them."""
         size = bytes_each * count
         a, offsets = self._find(addresses, size, what)
         items = (offsets // bytes_each)[:, None] + np.arange(count)
         view = a.data.view(_UNSIGNED[bytes_each])
         self._count(a, offsets, lanes, size, values is None, by or str(size * 8))
-        if by is None:
-            self._race(a, offsets[:, None] + np.arange(size), (lanes // LANES)[:, None], values is None, what)
-        if values is None:
+        if by is not None:
+            if values is not None:
+                view[items] = values
             return view[items]
-        view[items] = values
+        shadow = self._shadow(a)
+        units = shadow.units(offsets, size)
+        said = f"{what} [{a.name}]"
+        if values is None:
+            self.order.load(shadow, units, lanes, said)
+            return view[items]
+        whole = _UNSIGNED[shadow.unit]
+        differs = a.data.view(whole)[units] != np.ascontiguousarray(values).view(whole)
+        self.order.store(shadow, units, lanes, differs, said)
+        _stored(shadow, view, items, values, units, lanes, said)
         return values
-
-    def _race(self, a: Allocation, where: np.ndarray, warps: np.ndarray, load: bool, what: str) -> None:
-        """Refuse to read what another warp wrote since the last barrier: it may not have written it yet."""
-        if not load:
-            if a.written_in is None or a.written_by is None:
-                a.written_in, a.written_by = np.zeros(a.data.size, np.int32), np.zeros(a.data.size, np.int32)
-            a.written_in[where], a.written_by[where] = self.barriers, warps
-        elif a.written_in is not None and a.written_by is not None:
-            clash = (a.written_in[where] == self.barriers) & (a.written_by[where] != warps)
-            if clash.any():
-                first = int(np.argwhere(clash)[0][0])
-                raise MemoryFaultError(
-                    f"{what}: warp {int(warps[first, 0])} reads byte {int(where[first, 0]) - a.front} of {a.name}, which another"
-                    f" warp wrote since the last barrier"
-                )
 
     def _count(self, a: Allocation, offsets: np.ndarray, lanes: np.ndarray, size: int, load: bool, by: str) -> None:
         sectors = offsets // SECTOR  # an aligned access of at most 32 bytes lies in one
@@ -149,20 +197,18 @@ class Global:
 
 
 class Shared:
-    """The shared memory of the programs of a cluster, and who touched each byte since which barrier."""
+    """The shared memory of the programs of a cluster."""
 
-    def __init__(self, size: int, threads: int, programs: int) -> None:
-        self.size, self.threads, self.programs = size, threads, programs
-        padded = -(-size // 256) * 256 + 256
-        self.data = np.full((programs, padded), 0xFF, np.uint8)
-        self.epoch = np.ones(programs, np.int32)
-        nobody = np.full((programs, padded), -1, np.int32)
-        self.written_in, self.written_by = np.zeros((programs, padded), np.int32), nobody.copy()
-        self.read_in, self.read_by = np.zeros((programs, padded), np.int32), nobody.copy()
-        # The same since the last barrier of the cluster, which alone orders what one program does to another's memory.
-        self.cluster_epoch = 1
-        self.own_write_in, self.others_read_in = np.zeros((programs, padded), np.int32), np.zeros((programs, padded), np.int32)
+    def __init__(self, size: int, threads: int, programs: int, order: Order, unit: int) -> None:
+        self.size, self.threads, self.programs, self.order = size, threads, programs, order
+        self.padded = -(-size // 256) * 256 + 256
+        self.data = np.full((programs, self.padded), 0xFF, np.uint8)
+        self.shadow = Shadow(programs * self.padded, min(unit, MOST_UNIT), False)
         self.remote_reads = 0
+
+    def units(self, program: np.ndarray | int, offset: np.ndarray, size: int) -> np.ndarray:
+        """(n, k) units of accesses of size bytes in programs' parts."""
+        return self.shadow.units(program * self.padded + offset, size)
 
     def locate(self, addresses: np.ndarray, lanes: np.ndarray, size: int, what: str) -> tuple[np.ndarray, np.ndarray]:
         """(program, offset) of accesses of size bytes."""
@@ -185,84 +231,20 @@ class Shared:
         """Load, or with values (lanes, count) store, count items of bytes_each bytes at each address, by these lanes."""
         size = bytes_each * count
         program, offset = self.locate(addresses, lanes, size, what)
-        content = None if values is None else np.ascontiguousarray(values).view(np.uint8)
-        self._race(program, offset, lanes // LANES, size, content, what)
-        if self.programs > 1:
-            self._cluster_race(program, offset, lanes // self.threads, size, content is not None, what)
-        items = (offset // bytes_each)[:, None] + np.arange(count)
+        units = self.units(program, offset, size)
+        at = program[:, None], (offset // bytes_each)[:, None] + np.arange(count)
         view = self.data.view(_UNSIGNED[bytes_each])
+        said = f"{what} [shared memory]"
         if values is None:
-            return view[program[:, None], items]
-        view[program[:, None], items] = values
+            self.order.load(self.shadow, units, lanes, said)
+            if self.programs > 1:
+                self.remote_reads += self.order.remote_load(program, lanes)
+            return view[at]
+        whole = _UNSIGNED[self.shadow.unit]
+        differs = self.data.reshape(-1).view(whole)[units] != np.ascontiguousarray(values).view(whole)
+        self.order.store(self.shadow, units, lanes, differs, said)
+        _stored(self.shadow, view, at, values, units, lanes, said)
         return values
-
-    def _two_values(self, where: tuple[np.ndarray, ...], content: np.ndarray, mine: np.ndarray) -> np.ndarray:
-        """The bytes to which one instruction writes two values.
-
-        Not among them: fp32 values of one warp's lanes that differ by rounding, or NaNs, of which a GPU keeps one. From Triton 3.8 on
-        every lane stores the sum of its warp, and where the first addition of a butterfly was contracted with the lane's own
-        product, the lanes' sums are of the same terms, rounded differently.
-        """
-        kept = self.data[where]
-        differs = kept != content
-        if differs.any() and content.shape[-1] % 4 == 0:
-            a, b = (np.ascontiguousarray(x).view(np.float32) for x in (kept, content))
-            with np.errstate(all="ignore"):
-                close = (np.abs(a - b) <= ROUNDING * np.maximum(np.abs(a), np.abs(b))) | (np.isnan(a) & np.isnan(b))
-            differs &= ~(np.repeat(close, 4, axis=-1) & (self.written_by[where] == mine))
-        return differs
-
-    def _race(
-        self, program: np.ndarray, offset: np.ndarray, warps: np.ndarray, size: int, content: np.ndarray | None, what: str
-    ) -> None:
-        """Refuse what another warp's access since the last barrier may come before or after. Writing the same is no race."""
-        where = program[:, None], offset[:, None] + np.arange(size)
-        mine, now = warps[:, None].astype(np.int32), self.epoch[program][:, None]
-        clash = (self.written_in[where] == now) & (self.written_by[where] != mine)
-        if content is not None:
-            clash &= self.data[where] != content
-            clash |= (self.read_in[where] == now) & (self.read_by[where] != mine)
-            self.data[where], self.written_by[where], self.written_in[where] = content, mine, now
-            clash |= self._two_values(where, content, mine)
-        else:
-            readers = np.where((self.read_in[where] == now) & (self.read_by[where] != mine), SEVERAL, mine)
-            self.read_by[where] = readers
-            self.read_by[where] = np.where(self.read_by[where] != readers, SEVERAL, readers)
-            self.read_in[where] = now
-        if clash.any():
-            first = int(np.argwhere(clash)[0][0])
-            raise MemoryFaultError(
-                f"{what}: warp {int(warps[first])} at byte {int(offset[first])} of shared memory, which another warp"
-                f" touched since the last barrier"
-            )
-
-    def _cluster_race(
-        self, program: np.ndarray, offset: np.ndarray, own: np.ndarray, size: int, write: bool, what: str
-    ) -> None:
-        """Refuse what another program's access since the cluster's last barrier may come before or after."""
-        where = program[:, None], offset[:, None] + np.arange(size)
-        remote = (program != own)[:, None]
-        if write and remote.any():
-            raise MemoryFaultError(f"{what}: a store to another program's shared memory, which is not looked after here")
-        if write:
-            clash = self.others_read_in[where] == self.cluster_epoch
-            self.own_write_in[where] = self.cluster_epoch
-        else:
-            clash = remote & (self.own_write_in[where] == self.cluster_epoch)
-            far = np.broadcast_to(remote, where[1].shape)
-            self.others_read_in[np.broadcast_to(where[0], far.shape)[far], where[1][far]] = self.cluster_epoch
-            self.remote_reads += int(remote.sum())
-        if clash.any():
-            first = int(np.argwhere(clash)[0][0])
-            raise MemoryFaultError(
-                f"{what}: byte {int(offset[first])} of program {int(program[first])}'s shared memory, which another program"
-                f" touched since the cluster's last barrier"
-            )
-
-    def finish(self) -> None:
-        """Refuse a program's end while another may still read its shared memory."""
-        if (self.others_read_in == self.cluster_epoch).any():
-            raise MemoryFaultError("a program may have ended before another read its shared memory: no barrier of the cluster")
 
     def poison(self, program: int | np.ndarray, offsets: np.ndarray) -> None:
         """Bytes that an asynchronous copy is about to fill hold NaN until it is waited for."""

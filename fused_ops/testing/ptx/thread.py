@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from .arithmetic import TYPES, WIDER, arithmetic, comparison, convert, convert_pair
-from .machine import OTHERWISE, Code, Machine, Step, UnsupportedError, handler
+from .knowledge import MemoryFaultError
+from .machine import OTHERWISE, Code, Machine, Step, UnsupportedError, handler, nothing
 from .memory import RANK_SHIFT, Global, Shared
 from .text import Instruction
 
@@ -116,9 +117,40 @@ def _remote_address(instruction: Instruction, code: Code) -> Step:
 
 @handler("bar", "barrier")
 def _no_barrier(instruction: Instruction, code: Code) -> Step:
-    """Those that need no waiting here: within a warp, and arriving at the cluster's (waiting for it does the work)."""
-    if instruction.op[:2] == ("bar", "warp") or instruction.op[:3] == ("barrier", "cluster", "arrive"):
-        return lambda m: None
+    """Those at which nobody waits here: of a warp, and arriving at the cluster's. The others end a block (machine.py)."""
+    op = instruction.op
+    if op[:2] == ("bar", "warp") and instruction.operands[0] in (-1, 2**32 - 1):
+        return lambda m: m.order.join_warps(m.active())
+    if op[:3] != ("barrier", "cluster", "arrive"):
+        raise UnsupportedError(instruction.text)
+
+    def arrive(m: Machine) -> None:
+        active = m.active()
+        if (m.arrivals[active] > m.completed).any():
+            raise MemoryFaultError(f"{instruction.text}: a thread arrives twice at one phase of the cluster's barrier")
+        m.arrivals[active] += 1
+        if "relaxed" not in op:
+            m.order.cluster_arrive(active)
+
+    return arrive
+
+
+@handler("fence", "membar")
+def _fence(instruction: Instruction, code: Code) -> Step:
+    """Fences between proxies. Those between threads order nothing here without a barrier: there are no flags and no atomics."""
+    op = instruction.op
+    if op[:3] == ("fence", "proxy", "async"):
+        return lambda m: m.order.fence_async(m.active())
+    if op[:3] == ("fence", "proxy", "tensormap::generic") and "acquire" in op:
+        address = code.address(instruction.operands[0])
+
+        def acquire(m: Machine) -> None:
+            for one in np.unique(address(m)[m.active()]):
+                m.order.acquire_map(int(one), m.active()[address(m)[m.active()] == one])
+
+        return acquire
+    if op[0] == "membar" or op[1] in ("acq_rel", "sc", "mbarrier_init"):
+        return nothing
     raise UnsupportedError(instruction.text)
 
 

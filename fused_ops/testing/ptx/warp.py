@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from .arithmetic import TYPES
+from .knowledge import MemoryFaultError
 from .machine import Code, Machine, Step, UnsupportedError, handler
-from .memory import LANES, MemoryFaultError
+from .memory import LANES
 from .text import Instruction
 
 LANE = np.arange(LANES)
@@ -188,10 +189,12 @@ def _copy(instruction: Instruction, code: Code) -> Step:
     """cp.async: the bytes arrive when they are waited for, and until then the destination holds NaN."""
     op = instruction.op
     if op[2] == "commit_group":
-        return _commit
+        return lambda m: m.order.commit("copy", m.active())
     if op[2] in ("wait_group", "wait_all"):
         left = instruction.operands[0] if instruction.operands else 0
-        return lambda m: _arrive(m, left)
+        return lambda m: _arrive(m, left, op[2] == "wait_all")
+    if op[2] not in ("ca", "cg"):
+        raise UnsupportedError(instruction.text)
     target, source, size = instruction.operands[:3]
     to, start = code.address(target), code.address(source)
     valid = code.read(instruction.operands[3], "u32") if len(instruction.operands) > 3 else None
@@ -207,18 +210,26 @@ def _copy(instruction: Instruction, code: Code) -> Step:
         if some.any():
             words = m.memory.access(start(m)[active][some], active[some], 4, size // 4, None, instruction.text)
             content[some] = np.ascontiguousarray(words).view(np.uint8)
-        m.shared.poison(program[:, None], offset[:, None] + np.arange(size))
-        m.state.setdefault("open", []).append((program[:, None], offset[:, None] + np.arange(size), content))
+        m.order.copy(m.shared.shadow, m.shared.units(program, offset, size), active, instruction.text)
+        where = offset[:, None] + np.arange(size)
+        m.shared.poison(program[:, None], where)
+        groups = m.order.committed["copy"][active] + 1
+        m.state.setdefault("copies", []).append((active, groups, program, where, content))
 
     return copy
 
 
-def _commit(m: Machine) -> None:
-    m.state.setdefault("copies", []).append(m.state.pop("open", []))
-
-
-def _arrive(m: Machine, left: int) -> None:
-    groups = m.state.setdefault("copies", [])
-    while len(groups) > left:
-        for program, where, content in groups.pop(0):
-            m.shared.data[program, where] = content
+def _arrive(m: Machine, left: int, everything: bool) -> None:
+    """What the active threads' groups copy is there, but for their last `left` groups."""
+    if everything:
+        m.order.commit("copy", m.active())
+    m.order.await_groups("copy", m.active(), left)
+    done = m.order.committed["copy"] - left
+    waits = np.ones(m.lanes.size, bool) if m.mask is None else m.mask
+    under_way = []
+    for threads, groups, program, where, content in m.state.get("copies", []):
+        there = waits[threads] & (groups <= done[threads])
+        m.shared.data[program[there][:, None], where[there]] = content[there]
+        if not there.all():
+            under_way.append(tuple(x[~there] for x in (threads, groups, program, where, content)))
+    m.state["copies"] = under_way
