@@ -96,8 +96,8 @@ def altered(change: Callable[[str], str]) -> Iterator[None]:
 class Device:
     """Stands for a GPU of compute capability arch (80, 90): `launches` is what ran."""
 
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
+    def __init__(self, arch: int, seed: int | None = None) -> None:
+        self.arch, self.seed = arch, seed
         self.launches: list[Launch] = []
 
     def run(self, kernel: Any, grid: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -120,7 +120,7 @@ class Device:
         scratch = getattr(metadata, "global_scratch_size", 0) or 0
         bits += [memory.add("scratch", np.zeros(scratch * grid * ctas, np.uint8)), 0]
         bits = bits[: len(code.program.parameters)]
-        remote_reads = sum(m.shared.remote_reads for m in run_grid(code, memory, bits, grid, metadata.shared, ctas))
+        remote_reads = sum(m.shared.remote_reads for m in run_grid(code, memory, bits, grid, metadata.shared, ctas, self.seed))
         for i, storage in enumerate(storages):
             _bytes(storage)[:] = memory.content(i)
         self.launches.append(Launch(kernel.__name__, grid, compiled, memory.finish(), remote_reads))
@@ -152,9 +152,9 @@ class _Launchers(TorchDispatchMode):
 
 
 @contextmanager
-def device(arch: int, sms: int = 4) -> Iterator[Device]:
+def device(arch: int, sms: int = 4, seed: int | None = None) -> Iterator[Device]:
     """While active, fused_ops runs its kernels on CPU tensors as compiled for arch, and chooses for it."""
-    gpu = Device(arch)
+    gpu = Device(arch, seed)
     before = device_module.INTERPRETER_CAPABILITY, device_module.INTERPRETER_SMS
     device_module.INTERPRETER_CAPABILITY, device_module.INTERPRETER_SMS = divmod(arch, 10), sms
     watcher = watch_launches(gpu.run)

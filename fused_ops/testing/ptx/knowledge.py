@@ -104,8 +104,8 @@ class Knowledge:
 
     def _released(self, threads: np.ndarray) -> np.ndarray:
         """(2, agents): all that these threads know together, of themselves too."""
-        rows = np.unique(self.row_of[threads])
-        known = self.rows[:, rows].max(1)
+        rows = self.row_of[threads]
+        known = self.rows[:, rows[0]].copy() if (rows == rows[0]).all() else self.rows[:, np.unique(rows)].max(1)
         owned = self._owned(threads)
         known[:, owned] = np.maximum(known[:, owned], self.own[:, owned])
         return known

@@ -248,7 +248,7 @@ class Machine:
             self.refuse_in_flight(index, "written")
         self.written.add(index)
         if self.mask is None:
-            self.registers[index] = np.broadcast_to(value, self.lanes.shape)
+            self.registers[index] = value if value.shape == self.lanes.shape else np.broadcast_to(value, self.lanes.shape)
         else:
             self.registers[index] = np.where(self.mask, value, self.registers[index])
 
@@ -326,6 +326,8 @@ class Machine:
 
     def _release(self, at: np.ndarray, waiting: np.ndarray, end: int) -> None:
         """Let those go on whose barrier everyone has reached."""
+        if self.programs == 1 and not waiting.any():
+            return
         by_program = waiting.reshape(self.programs, -1)
         done = at.reshape(self.programs, -1) >= end
         for program in np.flatnonzero((by_program == 1).any(1) & ((by_program == 1) | done).all(1)):
@@ -343,10 +345,10 @@ class Machine:
 
 
 class InFlight:
-    """A register that wgmmas under way use: of which group in each thread (0: none), their result where they write it."""
+    """Registers that a wgmma under way uses: of which group in each thread (0: none), and their result where it writes them."""
 
-    def __init__(self, group: np.ndarray, value: np.ndarray | None, what: str) -> None:
-        self.group, self.value, self.what = group, value, what
+    def __init__(self, registers: tuple[int, ...], group: np.ndarray, value: np.ndarray | None, what: str) -> None:
+        self.registers, self.group, self.value, self.what = registers, group, value, what
 
 
 def nothing(m: Machine) -> None:

@@ -13,7 +13,7 @@ from .knowledge import MemoryFaultError
 from .machine import Code, InFlight, Machine, Step, UnsupportedError, handler
 from .memory import LANES
 from .text import Instruction
-from .warp import LANE, by_warp, fragment, numbers, spread, whole_warps
+from .warp import LANE, by_warp, fragment, numbers, whole_warps
 
 MATRIX_SWIZZLE = {0: 0, 1: 7, 2: 3, 3: 1}  # by bits 62 and 63 of a matrix descriptor
 GROUP = 4 * LANES  # threads that issue a wgmma together
@@ -68,7 +68,9 @@ def _wgmma(instruction: Instruction, code: Code) -> Step:
     a_transposed, b_transposed = (
         bool(f) for f in (flags[2:] if len(flags) == 4 else [0, *flags[2:]] if len(flags) == 3 else (0, 0))
     )
-    accumulate = code.read(scale, "pred")
+    accumulate, registers = code.read(scale, "pred"), tuple(register.index for register in d)
+    number = np.arange(len(d))[:, None]  # which element of a warp's 16 rows each register holds in each lane
+    row, column = LANE // 4 + 8 * (number // 2 % 2), 8 * (number // 4) + 2 * (LANE % 4) + number % 2
     a_reads = [code.read(register, "b32") for register in a] if isinstance(a, tuple) else [code.read(a, "u64")]
     b_read = code.read(b, "u64")
 
@@ -78,8 +80,7 @@ def _wgmma(instruction: Instruction, code: Code) -> Step:
             raise MemoryFaultError(f"{what}: not all four warps of a group take part")
         threads = warps[::4] * LANES
 
-        registers = [r.index for r in (*d, *(a if isinstance(a, tuple) else ()))]
-        if late := m.written.intersection(registers):
+        if late := m.written.intersection(registers if not isinstance(a, tuple) else (*registers, *(r.index for r in a))):
             raise MemoryFaultError(f"{what}: register {min(late)} was written since the last wgmma.fence")
         a_values = [np.broadcast_to(read(m), m.lanes.shape) for read in a_reads]
         b_values = np.broadcast_to(b_read(m), m.lanes.shape)
@@ -96,16 +97,14 @@ def _wgmma(instruction: Instruction, code: Code) -> Step:
             other = numbers(right, kind)[..., 0] if kind == "tf32" else right.view(TYPES[kind]).astype(np.float32)
             out[i] = matrix @ other.T
         keep = np.broadcast_to(accumulate(m), m.lanes.shape)
-        tiles = out.reshape(warps.size, 16, columns)
-        for i, register in enumerate(d):
-            part = tiles[:, LANE // 4 + 8 * (i // 2 % 2), 8 * (i // 4) + 2 * (LANE % 4) + i % 2]
-            flight, before = m.in_flight.get(register.index), m.registers[register.index].view(np.float32)
-            if flight is not None and flight.value is not None:  # what a product of these warps adds to is under way itself
-                before = np.where(flight.group > 0, flight.value, before)
-            value = spread(m, warps, part) + np.where(keep, before, np.float32(0))
-            _start(m, register.index, InFlight(_group(m), value, what))
-        for register in a if isinstance(a, tuple) else ():
-            _start(m, register.index, InFlight(_group(m), None, what))
+        parts = np.zeros((len(d), m.lanes.size // LANES, LANES), np.float32)
+        parts[:, warps] = out.reshape(warps.size, 16, columns)[:, row, column].swapaxes(0, 1)
+        values = parts.reshape(len(d), -1)
+        if keep.any():
+            values += np.where(keep, _accumulated(m, registers), np.float32(0))
+        _start(m, InFlight(registers, _group(m), values, what))
+        if isinstance(a, tuple):
+            _start(m, InFlight(tuple(r.index for r in a), _group(m), None, what))
 
     return product
 
@@ -116,27 +115,43 @@ def _group(m: Machine) -> np.ndarray:
     return group if m.mask is None else np.where(m.mask, group, 0)
 
 
-def _start(m: Machine, register: int, flight: InFlight) -> None:
-    """A wgmma uses a register from now on; other warps' products that use it stay."""
-    before = m.in_flight.get(register)
-    if before is not None:
-        if (before.value is None) != (flight.value is None) and ((before.group > 0) & (flight.group > 0)).any():
-            raise MemoryFaultError(f"{flight.what}: register {register} is of a product that nobody waited for")
-        if before.value is not None and flight.value is not None:
+def _accumulated(m: Machine, registers: tuple[int, ...]) -> np.ndarray:
+    """(registers, threads): what these hold, or will when the products under way that write them are waited for."""
+    flight = m.in_flight.get(registers[0])
+    if flight is not None and flight.value is not None and flight.registers == registers and flight.group.all():
+        return flight.value
+    held = np.stack([m.registers[register] for register in registers]).view(np.float32)
+    if flight is not None and flight.value is not None and flight.registers == registers:
+        return np.where(flight.group > 0, flight.value, held)
+    return held
+
+
+def _start(m: Machine, flight: InFlight) -> None:
+    """A wgmma uses registers from now on; other warps' products that use them stay, and this one's own that it adds to."""
+    for before in {id(f): f for f in map(m.in_flight.get, flight.registers) if f is not None}.values():
+        same = before.registers == flight.registers and (before.value is None) == (flight.value is None)
+        if not same and ((before.group > 0) & (flight.group > 0)).any() and not (before.value is None and flight.value is None):
+            raise MemoryFaultError(f"{flight.what}: registers of a product that nobody waited for")
+        if same and before.value is not None and flight.value is not None:
             flight.value = np.where(flight.group > 0, flight.value, before.value)
-        flight.group = np.where(flight.group > 0, flight.group, before.group)
-    m.in_flight[register] = flight
+        if same:
+            flight.group = np.where(flight.group > 0, flight.group, before.group)
+    m.in_flight.update(dict.fromkeys(flight.registers, flight))
 
 
 def _await_products(m: Machine, left: int) -> None:
     """The registers of groups that are done hold their results."""
     m.order.await_groups("product", m.active(), left)
     done = np.repeat(m.order.committed["product"] - left, LANES)
-    for register, flight in list(m.in_flight.items()):
+    for flight in {id(f): f for f in m.in_flight.values()}.values():
         through = (flight.group > 0) & (flight.group <= done)
-        through &= m.mask if m.mask is not None else True
-        if flight.value is not None:
-            m.registers[register] = np.where(through, flight.value.view(np.uint32), m.registers[register])
-        flight.group[through] = 0
+        if m.mask is not None:
+            through &= m.mask
+        if flight.value is not None and through.any():
+            for register, value in zip(flight.registers, flight.value.view(np.uint32)):
+                m.registers[register] = value if through.all() else np.where(through, value, m.registers[register])
+        flight.group = np.where(through, 0, flight.group)
         if not flight.group.any():
-            del m.in_flight[register]
+            for register in flight.registers:
+                if m.in_flight.get(register) is flight:
+                    del m.in_flight[register]
