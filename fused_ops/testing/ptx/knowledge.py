@@ -125,17 +125,16 @@ class Knowledge:
 
     def _acquire(self, threads: np.ndarray, known: np.ndarray) -> None:
         """These threads also know what known (2, agents) does."""
-        for row in np.unique(self.row_of[threads]):
-            new = np.maximum(self.rows[:, row], known)
-            self.row_of[threads[self.row_of[threads] == row]] = self._new_rows(new[:, None])
+        rows, which = np.unique(self.row_of[threads], return_inverse=True)
+        new = self._new_rows(np.maximum(self.rows[:, rows], known[:, None]))  # which may number the rows anew
+        self.row_of[threads] = new + which
 
     def fence_async(self, threads: np.ndarray) -> None:
         """fence.proxy.async: what these threads know is visible in the other proxy too."""
-        for row in np.unique(self.row_of[threads]):
-            those = threads[self.row_of[threads] == row]
-            new = self.rows[:, row].copy()
-            new[FENCED] = np.maximum(new[FENCED], new[SEEN])
-            self.row_of[those] = self._new_rows(new[:, None])
+        rows, which = np.unique(self.row_of[threads], return_inverse=True)
+        fenced = self.rows[:, rows]
+        fenced[FENCED] = np.maximum(fenced[FENCED], fenced[SEEN])
+        self.row_of[threads] = self._new_rows(fenced) + which
         owned = self._owned(threads)
         self.own[FENCED, owned] = np.maximum(self.own[FENCED, owned], self.own[SEEN, owned])
         self.clock[threads] += 1
