@@ -81,6 +81,8 @@ def _mbarrier(instruction: Instruction, code: Code) -> Step:
                 barriers = m.state.setdefault("barriers", {})
                 _touch(m, place, threads, True, what)
                 if action == "init":
+                    if place in barriers:
+                        raise MemoryFaultError(f"{what}: a barrier is there that nothing invalidated")
                     barriers[place] = Barrier(count, count)
                 elif place not in barriers:
                     raise MemoryFaultError(f"{what}: no barrier at byte {place[1]} of shared memory")
