@@ -233,7 +233,7 @@ class Machine:
         self.registers: list[np.ndarray] = [_poison(kind, self.lanes.size) for kind in code.classes]
         self.mask: np.ndarray | None = None
         self.order = Order(self.threads, programs, block // programs, code.agents)
-        self.shared = Shared(shared, self.threads, programs, self.order, code.units["shared"])
+        self.shared = Shared(shared, self.threads, programs, self.order, code.units["shared"], memory.traffic)
         memory.begin(self.order, code.units["global"])
         self.state: dict[str, Any] = {}  # of asynchronous instructions
         self.in_flight: dict[int, InFlight] = {}  # registers that wgmma writes or reads, by number

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .banks import Wavefronts
 from .knowledge import MemoryFaultError, RaceError
 from .order import Order, Shadow
 
@@ -78,7 +79,7 @@ class Allocation:
 class Traffic:
     """What a launch moved. *_bytes: asked for by threads. *_sectors: 32-byte sectors over all warps' accesses.
     *_once: sectors without counting one twice. widths: bytes by direction and by
-    the bits of an access, or "tma"."""
+    the bits of an access, or "tma". shared: the wavefronts of accesses of shared memory, by instruction."""
 
     load_bytes: int = 0
     store_bytes: int = 0
@@ -87,6 +88,17 @@ class Traffic:
     load_once: int = 0
     store_once: int = 0
     widths: dict[tuple[str, str], int] = field(default_factory=dict)
+    shared: Wavefronts = field(default_factory=Wavefronts)
+
+    @property
+    def shared_wavefronts(self) -> int:
+        """The wavefronts of all accesses of shared memory."""
+        return sum(self.shared.taken.values())
+
+    @property
+    def shared_ideal(self) -> int:
+        """As many as they would take without bank conflicts."""
+        return sum(self.shared.ideal.values())
 
 
 class Global:
@@ -199,8 +211,8 @@ class Global:
 class Shared:
     """The shared memory of the programs of a cluster."""
 
-    def __init__(self, size: int, threads: int, programs: int, order: Order, unit: int) -> None:
-        self.size, self.threads, self.programs, self.order = size, threads, programs, order
+    def __init__(self, size: int, threads: int, programs: int, order: Order, unit: int, traffic: Traffic) -> None:
+        self.size, self.threads, self.programs, self.order, self.traffic = size, threads, programs, order, traffic
         self.padded = -(-size // 256) * 256 + 256
         self.data = np.full((programs, self.padded), 0xFF, np.uint8)
         self.shadow = Shadow(programs * self.padded, min(unit, MOST_UNIT), False)
@@ -223,6 +235,7 @@ class Shared:
             )
         if (offset % size).any():
             raise MemoryFaultError(f"{what}: {size} bytes at a shared address that is no multiple of {size}")
+        self.traffic.shared.count(offset, lanes, size, what)
         return program, offset
 
     def access(
