@@ -23,15 +23,15 @@ _COUNTED = re.compile(r"(?:@\S+ )?(?:(?:ld|st)\.(?!.*shared::cluster)|(?:ld|st)m
 def wavefronts(offsets: np.ndarray, lanes: np.ndarray, size: int) -> tuple[int, int]:
     """(wavefronts, ideal) of the warps that access size bytes at each offset, by these lanes.
 
-    ideal: as many as the warp's distinct words would take if they were spread evenly over the banks.
+    ideal: as many as without a bank conflict, one for the distinct words of all lanes that are served together.
     """
     words = (offsets // WORD)[:, None] + np.arange(max(1, size // WORD))
-    together = min(LANES, BANKS * WORD // size)  # lanes that are served at a time
+    together = min(LANES, BANKS * WORD // size)  # lanes: their words are at most as many as the banks
     wanted = np.unique((lanes // together)[:, None].astype(np.int64) << 32 | words)
     served, bank = wanted >> 32, wanted % BANKS
-    conflicts = np.bincount(served * BANKS + bank, minlength=(int(served[-1]) + 1) * BANKS).reshape(-1, BANKS)
-    by_warp = np.unique((lanes // LANES)[:, None].astype(np.int64) << 32 | words) >> 32
-    return int(conflicts.max(1).sum()), int((-(-np.bincount(by_warp) // BANKS)).sum())
+    by_bank = np.bincount(served * BANKS + bank, minlength=(int(served[-1]) + 1) * BANKS).reshape(-1, BANKS)
+    most = by_bank.max(1)
+    return int(most.sum()), int(np.count_nonzero(most))
 
 
 @lru_cache(maxsize=1 << 12)
