@@ -3,6 +3,8 @@
 Of the kernels that Triton's interpreter runs, this tests what it cannot: layouts, reductions over warps, inline assembly,
 bfloat16 products, descriptors, barriers, and what the compiler made of all of it. Each launch is checked for accesses
 outside its tensors, misaligned ones and races (memory.py), and asynchronous copies and products for waits that lack (hopper.py).
+The programs of kernels that loop over rows or tiles take several of them (row_loops.py), and no launch has more bank conflicts
+than its kernel may have (conflicts.py).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,9 +21,10 @@ from torch import Tensor
 
 from fused_ops import REGISTRY, fused_gated_linear, fused_linear, fused_mlp, fused_softmax
 from fused_ops._runtime.compiled import Planned
-from fused_ops.kernels.config import MatmulConfig
+from fused_ops.kernels.config import MatmulConfig, next_power_of_2
 from fused_ops.kernels.linear import linear_config
 from fused_ops.ops.linear import matmul_plan
+from fused_ops.ops.linear.matmul_gated import product_sum
 from fused_ops.ops.linear.matmul_plan import forced_config
 from fused_ops.testing import ContractMode, Op
 from tests.contract import TRAINED, cases, hold_to_contract, leaves, sample_of
@@ -29,29 +33,47 @@ if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
 
 from fused_ops.testing.ptx.gpu import Device, altered, device
+from tests.ptx.conflicts import hold_to_banks
+from tests.ptx.row_loops import LOOPS, SeveralTurns
 
-ROWS = 5
+FEW_ROWS = 3
+MOST_PROGRAMS = 4  # of a row backward on one SM
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def rows(N: int, dtype: torch.dtype, layout: str = "contiguous") -> Tensor:
-    """(ROWS, N) whose rows start 16-byte aligned where N allows it, at an odd stride, or one element off."""
+def row_loops(op: Op, N: int) -> list[str]:
+    """The kernels of a row op's backward over N columns that loop over rows; none where test_rows runs no backward."""
+    kernels = [name for name in LOOPS if name.startswith(f"{op.name}_bwd_")]
+    return [name for name in kernels if "chunked" not in name] if N <= MOST_BACKWARD.get(op.name, MOST_ELSE) else []
+
+
+def number_of_rows(op: Op, N: int) -> int:
+    """Two tiles a program, and a row; a tile has up to 2048 elements of rows of up to 256 columns, and else one row."""
+    tile = 2048 // next_power_of_2(N) if N <= 256 else 1
+    return 2 * MOST_PROGRAMS * tile + 1 if row_loops(op, N) else FEW_ROWS
+
+
+def rows(M: int, N: int, dtype: torch.dtype, layout: str = "contiguous") -> Tensor:
+    """(M, N) whose rows start 16-byte aligned where N allows it, at an odd stride, or one element off."""
     if layout == "odd_stride":
-        return torch.randn(ROWS, N + 3 - N % 2).to(dtype)[:, :N]
-    flat = torch.randn(ROWS * N + 1).to(dtype)
-    return (flat[1:] if layout == "offset" else flat[:-1]).view(ROWS, N)
+        return torch.randn(M, N + 3 - N % 2).to(dtype)[:, :N]
+    flat = torch.randn(M * N + 1).to(dtype)
+    return (flat[1:] if layout == "offset" else flat[:-1]).view(M, N)
 
 
 def run(op: Op, x: Tensor, arch: int) -> Device:
     """A row op, forward and backward, for arch, within the contract."""
     (_, *others), kwargs = op.bench.make("cpu", tuple(x.shape), x.dtype, None)
     args, wanted = leaves((x, *others))
-    with device(arch) as gpu, ContractMode() as mode:
+    looping = row_loops(op, x.shape[1])
+    several = SeveralTurns(*looping) if looping else nullcontext()
+    with several, device(arch, sms=1) as gpu, ContractMode() as mode:
         y = op.public(*args, **kwargs)
         backward = x.shape[1] <= MOST_BACKWARD.get(op.name, MOST_ELSE)
         if backward:
             torch.autograd.grad(y, wanted, torch.randn(x.shape).to(x.dtype))
     assert len(mode.checked) == 1 + backward
+    hold_to_banks(gpu.launches)
     return gpu
 
 
@@ -81,14 +103,16 @@ def _points() -> list[Any]:
 @pytest.mark.parametrize("op", [op for op in REGISTRY.values() if op.tuned], ids=lambda op: op.name)
 def test_rows(op: Op, arch: int, dtype: torch.dtype, layout: str, N: int) -> None:
     """Every variant of the row kernels; x, dy and y are read from memory once and each result is written once."""
-    gpu = run(op, rows(N, dtype, layout), arch)
-    sectors = ROWS * N * dtype.itemsize / 32
+    M = number_of_rows(op, N)
+    gpu = run(op, rows(M, N, dtype, layout), arch)
+    sectors = M * N * dtype.itemsize / 32
     for launch in gpu.launches:
         tensors = 1 if "_fwd" in launch.kernel else 2
         if launch.kernel == "column_sum_kernel":
             continue
-        slack = 2 * ROWS + (4 + 4 * ROWS) * math.ceil(N * 4 / 32) * (op.name != "softmax") + 8  # edges; w, b, dw, db
-        assert tensors * sectors <= launch.traffic.load_once <= tensors * (sectors + ROWS) + slack, launch
+        partial = 0 if "_fwd" in launch.kernel else 2 * launch.programs  # rows of dw, db
+        slack = 2 * M + (2 + partial) * math.ceil(N * 4 / 32) * (op.name != "softmax") + 8  # edges; w, b, dw, db
+        assert tensors * sectors <= launch.traffic.load_once <= tensors * (sectors + M) + slack, launch
         assert sectors <= launch.traffic.store_once <= sectors + slack, launch
         if (
             op.name == "softmax"
@@ -96,7 +120,7 @@ def test_rows(op: Op, arch: int, dtype: torch.dtype, layout: str, N: int) -> Non
             and layout == "contiguous"
             and (N > 512 or dtype is not FP32)
         ):
-            edges = 0 if N % 8 == 0 else 4 * tensors * ROWS * launch.compiled.metadata.num_warps  # read by each warp
+            edges = 0 if N % 8 == 0 else 4 * tensors * M * launch.compiled.metadata.num_warps  # read by each warp
             assert launch.traffic.load_sectors <= 1.1 * launch.traffic.load_once + edges, launch  # coalesced
 
 
@@ -132,8 +156,9 @@ def _samples() -> list[Any]:
 
 @pytest.mark.parametrize(("arch", "name", "dtype", "index"), _samples())
 def test_samples(arch: int, name: str, dtype: torch.dtype, index: int) -> None:
-    with device(arch):
+    with device(arch) as gpu:
         hold_to_contract(*sample_of(name, dtype, index))
+    hold_to_banks(gpu.launches)
 
 
 @pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["first", "others"])
@@ -146,6 +171,7 @@ def test_samples_of_ops_without_gradients(name: str, first: bool) -> None:
             with device(90) as gpu, ContractMode() as mode:
                 spec.public(*sample.args, **sample.kwargs)
             assert mode.checked, sample.name
+            hold_to_banks(gpu.launches)
             launches += len(gpu.launches)
     assert launches
 
@@ -163,6 +189,7 @@ def tiles(use: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("tile", tiles("fwd"))
+@SeveralTurns("linear_fwd_tma_kernel")
 def test_tma_tiles(tile: MatmulConfig) -> None:
     """More tiles than programs, each overhanging in M, N and K, more steps of K than stages; the pre-activation stored."""
     x, w, b = operands(tile.block_m + 40, tile.block_n + 24, 4 * tile.block_k + 8, BF16)
@@ -176,6 +203,7 @@ def test_tma_tiles(tile: MatmulConfig) -> None:
     assert re.search(r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k16\.f32\.bf16\.bf16", ptx)
     assert launch.traffic.widths["store", "tma"] == 2 * x.shape[0] * w.shape[0] * 2  # y and the pre-activation, once each
     assert ("store", "32") not in launch.traffic.widths
+    hold_to_banks(gpu.launches)
 
 
 @pytest.mark.parametrize(("x_t", "w_t"), [(True, False), (False, True), (True, True)])
@@ -183,27 +211,44 @@ def test_tma_tiles(tile: MatmulConfig) -> None:
 def test_tma_reads_transposed_operands(x_t: bool, w_t: bool, dtype: torch.dtype) -> None:
     tile = linear_config._TMA_TILES["fwd"][2][0]
     x, w, b = operands(104, 136, 200, dtype, x_t, w_t)
-    with forced_config(tile), device(90) as gpu, ContractMode():
+    with SeveralTurns("linear_fwd_tma_kernel"), forced_config(tile), device(90, sms=1) as gpu, ContractMode():
         fused_linear(x, w, b, "silu")
-    assert gpu.launches[0].kernel == "linear_fwd_tma_kernel"
+    hold_to_banks(gpu.launches)
 
 
 @pytest.mark.parametrize("tile", tiles("gated"))
+@SeveralTurns("gated_linear_fwd_tma_kernel")
 def test_gated_tma_tiles(tile: MatmulConfig) -> None:
     x, gate, _ = operands(tile.block_m + 40, tile.block_n + 24, 3 * tile.block_k + 8, BF16)
     with forced_config(tile), device(90, sms=2) as gpu, ContractMode():
         fused_gated_linear(x, gate, gate.flip(0), "silu")
-    assert gpu.launches[0].kernel == "gated_linear_fwd_tma_kernel"
+    hold_to_banks(gpu.launches)
+
+
+@pytest.mark.parametrize("tile", tiles("fwd"))
+@SeveralTurns("product_sum_tma_kernel")
+def test_sums_of_tma_products(tile: MatmulConfig) -> None:
+    """x's gradient in a gated linear."""
+    a, b, _ = operands(tile.block_m + 40, tile.block_n + 24, tile.block_k + 8, BF16, w_t=True)
+    c, d = a.flip(0), b.flip(0)
+    out = torch.empty(a.shape[0], b.shape[0], dtype=BF16)
+    with forced_config(tile), device(90, sms=2) as gpu:
+        product_sum(a, b.t(), c, d.t(), out)
+    exact = a.double() @ b.double().t() + c.double() @ d.double().t()
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-5)
+    hold_to_banks(gpu.launches)
 
 
 @pytest.mark.parametrize("tile", tiles("dact"))
+@SeveralTurns("linear_dact_tma_kernel")
 def test_mlp_backward_tma_tiles(tile: MatmulConfig) -> None:
     """dact and dbias in the epilogue of a persistent kernel."""
-    x, w1, b1 = (t.requires_grad_() for t in operands(tile.block_m + 40, tile.block_n + 24, 72, BF16))
-    w2 = torch.randn(40, w1.shape[0]).mul(w1.shape[0] ** -0.5).to(BF16).requires_grad_()
+    x, w1, b1 = operands(tile.block_m + 40, tile.block_n + 24, 72, BF16)
+    w2 = torch.randn(40, w1.shape[0]).mul(w1.shape[0] ** -0.5).to(BF16)
+    x.requires_grad_(), b1.requires_grad_()
     with forced_config(tile), device(90, sms=2) as gpu, ContractMode():
         fused_mlp(x, w1, b1, w2, None, "gelu").backward(torch.randn(x.shape[0], 40).to(BF16))
-    assert "linear_dact_tma_kernel" in {launch.kernel for launch in gpu.launches}
+    hold_to_banks(gpu.launches)
 
 
 @pytest.mark.parametrize("arch", [80, pytest.param(90, marks=LATER)])
@@ -214,6 +259,7 @@ def test_split_k_and_pointer_kernels(arch: int) -> None:
             fused_linear(x, w, b, "relu")
         assert gpu.launches[0].kernel == ("linear_split_k_kernel" if config.kind == "split_k" else "linear_fwd_kernel")
         assert "mma.sync" in gpu.launches[0].compiled.asm["ptx"] or "wgmma" in gpu.launches[0].compiled.asm["ptx"]
+        hold_to_banks(gpu.launches)
 
 
 @pytest.mark.parametrize("arch", [pytest.param(80, marks=LATER), 90])
@@ -227,6 +273,7 @@ def test_tf32_where_torch_allows_it(arch: int, monkeypatch: pytest.MonkeyPatch) 
         with device(arch) as gpu:
             y = fused_linear(x, w, None, "relu")
         assert ("tf32" in gpu.launches[0].compiled.asm["ptx"]) == (precision == "tf32")
+        hold_to_banks(gpu.launches)
         errors[precision] = float((y - exact).abs().max())
     assert errors["ieee"] < 1e-5 < 1e-4 < errors["tf32"] < 4e-3
 
@@ -276,13 +323,13 @@ def test_a_kernel_that_writes_too_far_is_caught(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(softmax_launch, "_fwd_plan", wrong)
     with pytest.raises(MemoryFaultError, match=r"which has|another program touches"), device(90):
-        fused_softmax(rows(1000, BF16))
+        fused_softmax(rows(FEW_ROWS, 1000, BF16))
 
 
 def test_configurations_are_those_of_the_architecture() -> None:
     names = {}
     for arch in (80, 90):
         with device(arch) as gpu:
-            fused_softmax(rows(65536, BF16))
+            fused_softmax(rows(FEW_ROWS, 65536, BF16))
         names[arch] = gpu.launches[0].kernel
     assert names == {80: "softmax_fwd_chunked_kernel", 90: "softmax_fwd_packed_kernel"}

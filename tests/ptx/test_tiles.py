@@ -1,4 +1,4 @@
-"""Row backwards whose programs take several tiles of rows each, as compiled: what one tile leaves behind is the next one's."""
+"""Kernels whose programs take several tiles of rows each, as compiled: what one tile leaves behind is the next one's."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
 
 from fused_ops import REGISTRY
+from fused_ops._runtime.rows import column_sum
 from fused_ops.kernels.config import RowConfig
+from fused_ops.ops.linear.matmul import act_bwd
+from fused_ops.ops.linear.matmul_gated import gate_bwd
 from fused_ops.testing import KERNELS, ContractMode, Op, forced
 from fused_ops.testing.ptx.gpu import altered, device
 from fused_ops.testing.ptx.knowledge import MemoryFaultError
 from tests.contract import leaves
+from tests.ptx import test_kernels  # noqa: F401  (its tests say which kernels they stand for)
+from tests.ptx.row_loops import LOOPS, TESTED, SeveralTurns
 
 CONFIGS = {
     "one_pass": RowConfig(1, 512, 4),
@@ -26,19 +31,29 @@ CONFIGS = {
 OPS = [op for op in REGISTRY.values() if op.tuned and " v" in op.roles.inputs]
 
 
+def kernel(op: Op, name: str) -> str:
+    return f"{op.name}_bwd_{'chunked_' * CONFIGS[name].chunked}kernel"
+
+
 def backward(op: Op, name: str, alone: bool = False) -> None:
-    """A backward over 5 rows of 500 columns by one program, several chunks a row where it is chunked. alone: the last gradient only."""
-    (x, *others), kwargs = op.bench.make("cpu", (5, 500), torch.float32, None)
+    """A backward over rows of 500 columns by as few programs as there can be, several chunks a row where it is chunked.
+
+    Their number is no multiple of a program's rows. alone: the last gradient only.
+    """
+    config = CONFIGS[name]
+    rows = 5 if config.chunked else 9  # one program, or four
+    (x, *others), kwargs = op.bench.make("cpu", (rows, 500), torch.float32, None)
     args, wanted = leaves((x, *others))
     for leaf in wanted[: len(wanted) - 1] if alone else []:
         leaf.requires_grad_(False)
-    config = CONFIGS[name]
-    with forced(f"{op.name}_bwd", config), device(90, sms=1) as gpu, ContractMode() as mode:
+    with (
+        SeveralTurns(kernel(op, name)),
+        forced(f"{op.name}_bwd", config),
+        device(90, sms=1),
+        ContractMode() as mode,
+    ):
         torch.autograd.grad(op.public(*args, **kwargs), wanted[-1:] if alone else wanted, torch.randn(x.shape))
     assert len(mode.checked) == 2
-    launches = [launch for launch in gpu.launches if launch.kernel.startswith(f"{op.name}_bwd")]
-    assert launches
-    assert all(launch.programs * config.block_m < 5 and ("chunked" in launch.kernel) == config.chunked for launch in launches)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -46,6 +61,38 @@ def backward(op: Op, name: str, alone: bool = False) -> None:
 def test_several_tiles(op: Op, name: str) -> None:
     assert CONFIGS[name].variant in KERNELS[f"{op.name}_bwd"].variants
     backward(op, name, alone=name == "chunked_repeated")
+
+
+@SeveralTurns("linear_act_bwd_kernel")
+def test_an_activations_backward() -> None:
+    """Two programs for each 128 of 264 columns, of 32 and 24 rows."""
+    dy, pre = torch.randn(2, 56, 264)
+    with device(90, sms=1):
+        dpre, db = act_bwd(dy, pre, "silu", need_dpre=True, need_db=True)
+    expected = torch.ops.aten.silu_backward(dy, pre)
+    torch.testing.assert_close((dpre, db), (expected, expected.sum(0)))
+
+
+@SeveralTurns("gate_bwd_kernel")
+def test_a_gates_backward() -> None:
+    dy, g, u = torch.randn(3, 56, 264)
+    with device(90, sms=1):
+        found = gate_bwd(dy, g, u, "silu", need_dbg=True, need_dbu=True)
+    dg, du = torch.ops.aten.silu_backward(dy * u, g), dy * torch.nn.functional.silu(g)
+    torch.testing.assert_close(found, (dg, du, dg.sum(0), du.sum(0)))
+
+
+@SeveralTurns("column_sum_kernel")
+def test_more_partial_rows_than_a_step_takes() -> None:
+    part = torch.randn(130, 40)
+    with device(90):
+        total = column_sum(part, torch.float32)
+    torch.testing.assert_close(total, part.sum(0))
+
+
+def test_every_loop_over_rows_takes_several_turns_in_a_test() -> None:
+    """A kernel of which no program of any test came to a second tile would hide what two of them get wrong."""
+    assert {kernel(op, name) for op in OPS for name in CONFIGS} | TESTED == set(LOOPS)
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)

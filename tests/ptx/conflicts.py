@@ -1,0 +1,44 @@
+"""The bank conflicts that each kernel may have: of matrix loads and stores and asynchronous copies none, of others what is said here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import triton
+
+from fused_ops.testing.ptx.gpu import Launch
+
+OF_MATRICES = ("ldmatrix", "stmatrix", "cp.async")
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+
+# Sums over the rows of a tile: until Triton 3.7 the partial sums of a column's warps lie side by side, so that a warp's
+# columns are as many words apart as there are warps. 3.8 and later swizzle them, and have no conflict.
+SUMS_OVER_ROWS = {
+    "column_sum_kernel": 2.85,
+    "gate_bwd_kernel": 1.2,
+    "layer_norm_bwd_chunked_kernel": 2.84,
+    "layer_norm_bwd_kernel": 1.75,
+    "linear_act_bwd_kernel": 1.13,
+    "linear_dact_kernel": 1.15,
+    "rms_norm_bwd_chunked_kernel": 2.59,
+    "rms_norm_bwd_kernel": 2.0,
+}
+# Products of fp32 without TF32, which are no matrix instructions: the lanes of a warp read rows of the unswizzled tile of x,
+# whose 32 columns are 128 bytes, all from one bank.
+OF_FP32_FMA = 4.84
+
+
+def bound(launch: Launch) -> float:
+    """The most wavefronts of shared memory that a launch may take, as a multiple of those without a conflict."""
+    if launch.kernel == "linear_fwd_kernel" and not any(name in launch.compiled.asm["ptx"] for name in ("mma.", "mma_async")):
+        return OF_FP32_FMA
+    return SUMS_OVER_ROWS.get(launch.kernel, 1.0) if TRITON < (3, 8) else 1.0
+
+
+def hold_to_banks(launches: Iterable[Launch]) -> None:
+    """No launch has more bank conflicts than its kernel may have."""
+    for launch in launches:
+        taken, ideal = launch.traffic.shared.taken, launch.traffic.shared.ideal
+        conflicts = {what: (n, ideal[what]) for what, n in taken.items() if n != ideal[what]}
+        assert not [what for what in conflicts if any(name in what for name in OF_MATRICES)], (launch.kernel, conflicts)
+        assert launch.traffic.shared_wavefronts <= bound(launch) * launch.traffic.shared_ideal, (launch.kernel, conflicts)
