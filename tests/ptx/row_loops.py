@@ -24,7 +24,7 @@ ROWS = {"M", "P"}  # what kernels call a number of rows
 class _Scalars(ast.NodeTransformer):
     """Expressions of a kernel as Python's: x.to(type) is x."""
 
-    def visit_Call(self, node: ast.Call) -> ast.expr:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.expr:
         self.generic_visit(node)
         return node.func.value if isinstance(node.func, ast.Attribute) and node.func.attr == "to" else node
 

@@ -41,10 +41,15 @@ MOST_PROGRAMS = 4  # of a row backward on one SM
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
+def has_backward(op: Op, N: int) -> bool:
+    """Whether test_rows runs the backward over N columns."""
+    return MOST_BACKWARD.get(op.name, MOST_ELSE) >= N
+
+
 def row_loops(op: Op, N: int) -> list[str]:
-    """The kernels of a row op's backward over N columns that loop over rows; none where test_rows runs no backward."""
+    """The kernels that loop over rows in the backward over N columns that test_rows runs."""
     kernels = [name for name in LOOPS if name.startswith(f"{op.name}_bwd_")]
-    return [name for name in kernels if "chunked" not in name] if N <= MOST_BACKWARD.get(op.name, MOST_ELSE) else []
+    return [name for name in kernels if "chunked" not in name] if has_backward(op, N) else []
 
 
 def number_of_rows(op: Op, N: int) -> int:
@@ -69,7 +74,7 @@ def run(op: Op, x: Tensor, arch: int) -> Device:
     several = SeveralTurns(*looping) if looping else nullcontext()
     with several, device(arch, sms=1) as gpu, ContractMode() as mode:
         y = op.public(*args, **kwargs)
-        backward = x.shape[1] <= MOST_BACKWARD.get(op.name, MOST_ELSE)
+        backward = has_backward(op, x.shape[1])
         if backward:
             torch.autograd.grad(y, wanted, torch.randn(x.shape).to(x.dtype))
     assert len(mode.checked) == 1 + backward

@@ -107,3 +107,21 @@ def test_the_barrier_between_tiles_is_needed(op: Op) -> None:
 
     with pytest.raises(MemoryFaultError, match="and nothing orders the two"), altered(without):
         backward(op, "chunked_repeated", alone=True)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_the_barrier_at_the_head_of_a_loop_over_rows_is_needed(op: Op) -> None:
+    """It keeps a warp from writing its part of the next tile's sum before all have read this tile's."""
+
+    def without(ptx: str) -> str:
+        if kernel(op, "one_pass") not in ptx:
+            return ptx
+        loop = next(
+            label for label in re.finditer(r"^(\$\w+):", ptx, re.M) if re.search(rf"bra\S*\s+\{label[1]};", ptx[label.end() :])
+        )
+        changed, count = re.subn(r"bar\.sync\s+0;", "", ptx[loop.end() :], count=1)
+        assert count
+        return ptx[: loop.end()] + changed
+
+    with pytest.raises(MemoryFaultError, match="of shared memory"), altered(without):
+        backward(op, "one_pass")
