@@ -67,7 +67,7 @@ LOAD_8, STORE_8 = "ld.shared.v2.b32 {%r5, %r6}, [%r4];", "st.shared.v2.b32 [%r4]
 LOAD_16, STORE_16 = "ld.shared.v4.b32 {%r5, %r6, %r7, %r8}, [%r4];", "st.shared.v4.b32 [%r4], {%r1, %r1, %r1, %r1};"
 LOAD_MATRIX = "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r5, %r6, %r7, %r8}, [%r4];"
 STORE_MATRIX = "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r4], {%r1, %r1, %r1, %r1};"
-COPY = "cp.async.cg.shared.global [%r4], [%rd1], 16;"
+COPY = "cp.async.cg.shared.global [%r4], [%rd1], 16; cp.async.commit_group; cp.async.wait_group 0;"
 WORDS, PAIRS, ROWS, MATRICES = (LOAD, STORE), (LOAD_8, STORE_8), (LOAD_16, STORE_16, COPY), (LOAD_MATRIX, STORE_MATRIX)
 
 KNOWN = {

@@ -123,5 +123,5 @@ def test_the_barrier_at_the_head_of_a_loop_over_rows_is_needed(op: Op) -> None:
         assert count
         return ptx[: loop.end()] + changed
 
-    with pytest.raises(MemoryFaultError, match="of shared memory"), altered(without):
+    with pytest.raises(MemoryFaultError, match="and nothing orders the two"), altered(without):
         backward(op, "one_pass")
