@@ -20,7 +20,8 @@ if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
 
 from fused_ops.testing.ptx import gpu
-from fused_ops.testing.ptx.arithmetic import arithmetic, errors
+from fused_ops.testing.ptx.approximate import errors
+from fused_ops.testing.ptx.arithmetic import arithmetic
 from fused_ops.testing.ptx.gpu import device
 from tests.special_values import DY, PRE
 
