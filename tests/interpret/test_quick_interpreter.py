@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
@@ -37,3 +39,19 @@ def test_equal_bits_and_nothing_left_behind() -> None:
     assert all(before[key] is after[key] for key in before)
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one, other)
+
+
+def test_every_bf16_converts_as_before() -> None:
+    """In blocks with subnormal numbers, without, and with both, which take different ways; of fp32, with several lower halves."""
+    assert interpreter._convert_float.__module__ == quick_interpreter.__name__
+    upper = np.arange(2**16, dtype=np.uint16)
+    lower = np.array([0, 1, 2**15 - 1, 2**15, 2**15 + 1, 2**16 - 1], dtype=np.uint32)
+    longer = (np.left_shift(upper, 16, dtype=np.uint32)[:, None] | lower).view(np.float32)
+    for numbers, types in ((upper, (tl.bfloat16, tl.float32)), (longer, (tl.float32, tl.bfloat16))):
+        with quick_interpreter.tritons_own():
+            theirs = interpreter._convert_float(numbers, *types, None)
+        exponents = (numbers.view(f"u{numbers.itemsize}") >> (7 if types[0] is tl.bfloat16 else 23)) & 255
+        for block in (exponents == 0, exponents != 0, exponents == exponents):
+            ours = interpreter._convert_float(numbers[block], *types, None)
+            assert ours.dtype == theirs.dtype
+            assert np.array_equal(ours, theirs[block])
