@@ -54,6 +54,10 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 
 def peak_of(step: Callable[[], Any], before: list[Tensor]) -> int:
     """The most bytes that step() holds at once beyond the tensors before."""
-    with PeakMemory(before) as mode:
-        step()
+    gc.freeze()  # so that each collection looks at what step() made, not at all modules too
+    try:
+        with PeakMemory(before) as mode:
+            step()
+    finally:
+        gc.unfreeze()
     return mode.peak
