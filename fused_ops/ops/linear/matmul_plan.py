@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..._runtime.compiled import Planned
 from ..._runtime.device import FP8, interpreting, properties_of
+from ..._runtime.launch_path import triton_version
 from ..._runtime.notices import warn_once
 from ..._runtime.plans import forget_plans, may_be_refused
 from ..._runtime.rows import at_vectors
@@ -25,6 +26,7 @@ from ..._runtime.rows import at_vectors
 if TYPE_CHECKING:
     from ...kernels.config import MatmulConfig
 
+FENCED_TF32 = (3, 7)  # the first Triton that fences TF32 products of copied tiles
 FP8_CHUNK = 128  # products that Hopper's fp8 tensor cores may sum in their own, narrower, accumulator
 LARGEST_TILE = 64  # rows: M beyond SMALL_ROWS is looked at in tiles of 64 rows and of twice as many
 SMALL_ROWS, LEAST_ROWS = 64, 16  # up to SMALL_ROWS a tile holds all rows, and at least LEAST_ROWS
@@ -125,13 +127,21 @@ class Operands(NamedTuple):
         )
         return config
 
+    def stages(self, config: MatmulConfig) -> int:
+        """How many tiles of K are on their way at once.
+
+        One, where Triton (before 3.7) leaves out the fence.proxy.async that Hopper's TF32 products need after asynchronous copies.
+        """
+        fenceless = self.precision == "tf32" and properties_of(self.device)[0][0] == 9 and triton_version()[1] < FENCED_TF32
+        return 1 if fenceless and config.kind != "tma" else config.num_stages
+
     def options(self, config: MatmulConfig, group: bool = True) -> dict[str, Any]:
         """The keyword arguments that all matmul kernels take."""
         options = {
             "N": self.N, "K": self.K, "PRECISION": self.precision,
             "WIDEN": interpreting() and self.dtype in (torch.bfloat16, FP8),
             "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
-            "num_warps": config.num_warps, "num_stages": config.num_stages,
+            "num_warps": config.num_warps, "num_stages": self.stages(config),
         }  # fmt: skip
         return options | {"GROUP_M": config.group_m} if group else options
 
