@@ -74,8 +74,8 @@ class Run:
         return by_one_thread(self.ptx, self.copies)
 
 
-def as_input(run: Run) -> dict[str, Any]:
-    """The JSON object that describes a launch. Pointers are left to the PTX, which marks them, and so are floats: any value."""
+def as_input(run: Run, programs: int | None = None) -> dict[str, Any]:
+    """The JSON object that describes a launch, or one of so many programs. Pointers, which the PTX marks, and floats may be any."""
     head = re.search(r"\.entry\s+\S+\s*\((.*?)\)", run.ptx, re.S)
     assert head is not None
     declared = [(kind, bool(pointer), name) for kind, pointer, name in _PARAMETER.findall(head[1])]
@@ -85,7 +85,7 @@ def as_input(run: Run) -> dict[str, Any]:
         if not pointer and kind[0] in "usb":
             arguments.append({"parameter": name, "type": "u" + kind[1:], "value": bits & ((1 << int(kind[1:])) - 1)})
     launch = {
-        "grid_dim": [run.programs, 1, 1],
+        "grid_dim": [programs or run.programs, 1, 1],
         "block_dim": [run.program.threads, 1, 1],
         "cluster_dim": [run.ctas, 1, 1],
         "dynamic_shared_bytes": run.shared,
@@ -205,10 +205,10 @@ def runs_of(case: Case) -> list[Run]:
 
 def beyond(program: Program) -> str:
     """Why SentryWard 0.1.1 cannot read a program, as far as its instructions tell: empty where it should."""
-    for instruction in program.instructions:
-        for beginning, what in ASYNCHRONOUS.items():
-            if ".".join(instruction.op).startswith(beginning):
-                return what
+    names = [".".join(instruction.op) for instruction in program.instructions]
+    found = [what for beginning, what in ASYNCHRONOUS.items() if any(name.startswith(beginning) for name in names)]
+    if found:
+        return ", ".join(found)
     data = _from_memory(program)
     for instruction in program.instructions:
         if instruction.op[0] == "bra" and instruction.guard is not None and instruction.guard[0].index in data:

@@ -16,10 +16,13 @@ import json
 import re
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import triton
 
 from fused_ops.testing.ptx.deletions import synchronisations, without
 
@@ -96,7 +99,7 @@ class Verifier:
             launch.write_text(json.dumps(described))
             found = self._verify(module, input=launch, timeout_seconds=self._timeout)
         result = found["result"]
-        why = "; ".join(dict.fromkeys(_finding(one) for one in found["diagnostics"][:1]))
+        why = "; ".join(map(_finding, found["diagnostics"][:1]))
         for race in found.get("races", [])[:1]:
             accesses = [
                 f"thread {one['actor']} {one['mode']}s at line {one['location']['line']}"
@@ -114,8 +117,8 @@ class Verifier:
 
 
 def _finding(diagnostic: dict[str, Any]) -> str:
-    message = " ".join(diagnostic.get("message", "").split())
-    return diagnostic["code"] + (f": {message[:100]}" if message else "")
+    message = textwrap.shorten(diagnostic.get("message", ""), 100, placeholder=" ...")
+    return diagnostic["code"] + (f": {message}" if message else "")
 
 
 def runs(pattern: str) -> list[Run]:
@@ -138,13 +141,17 @@ def _size(run: Run) -> tuple[bool, int]:
 
 
 def verdicts(selected: list[Run], verifier: Verifier, deletions: bool) -> Iterator[Verdict]:
-    """The verdict of each launch; with deletions, of each that is race_free also without each of its synchronisation instructions."""
+    """The verdict of each launch; with deletions, of each that is race_free also without each of its synchronisation instructions.
+
+    Those order the threads of a program or a cluster, so without one of them the first is looked at alone, which takes less.
+    """
     for run in selected:
         described, ptx, reason = as_input(run), run.verified, beyond(run.program)
         verdict, seconds, why = verifier(ptx, described)
         why = f"{reason} ({why})" if verdict == UNSUPPORTED and reason else why
         yield Verdict(run.case, run.kernel, verdict, seconds, why, bool(reason))
         if deletions and verdict == RACE_FREE:
+            described = as_input(run, run.ctas)
             for one in synchronisations(ptx):
                 verdict, seconds, why = verifier(without(ptx, one), described)
                 yield Verdict(run.case, run.kernel, verdict, seconds, why, kind=one.kind, line=one.line)
@@ -161,7 +168,7 @@ def _print(verdict: Verdict) -> None:
 
 def summary(found: list[Verdict]) -> str:
     """How many launches, and how many deletions, came to each verdict."""
-    lines = []
+    lines = [f"Triton {triton.__version__}"]
     for what, some in (("launches", [v for v in found if not v.kind]), ("deletions", [v for v in found if v.kind])):
         counts = {verdict: sum(v.verdict == verdict for v in some) for verdict in dict.fromkeys(v.verdict for v in some)}
         if some:
