@@ -7,11 +7,11 @@ The cases follow from the registry: every op, forward and backward, in every var
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,28 +25,33 @@ from fused_ops.testing import Op, forced, watch_launches
 from fused_ops.testing.ptx.gpu import Device, device
 from tests.contract import leaves
 
-ROWS, COLUMNS = 9, 500  # rows: more than two for each of the four programs that a backward has on one SM
+ROWS, COLUMNS = 9, 496  # rows: more than two for each of the four programs that a backward has on one SM
 FP8_SHAPES = ((ROWS, 1000), (1, 20480))  # of row ops that choose by the length of a row alone: in one pass, in chunks
 INNER = {"one_pass": (50, 64), "chunked": (100, 64)}
 TILES = {  # name: (capability, tile, (M, N, K)): more tiles than one program, each overhanging, and more steps of K than stages
-    "pointer_sm80": (80, MatmulConfig(32, 32, 32, 4, 3), (40, 80, 160)),
+    "pointer_sm80": (80, MatmulConfig(32, 32, 32, 4, 3), (40, 40, 160)),
     "pointer_sm90": (90, MatmulConfig(64, 64, 32, 4, 3), (72, 72, 160)),
     "split_k": (80, MatmulConfig(16, 32, 32, 4, 3, kind="split_k", splits=2), (16, 64, 640)),
-    "tma": (90, MatmulConfig(64, 64, 64, 4, 3, kind="tma", subtiles=2), (72, 80, 272)),
-    "tma_8_warps": (90, MatmulConfig(128, 128, 64, 8, 3, kind="tma", subtiles=2), (136, 144, 208)),
+    "tma": (90, MatmulConfig(64, 64, 64, 4, 3, kind="tma", subtiles=2), (72, 56, 208)),
+    "tma_8_warps": (90, MatmulConfig(128, 128, 64, 8, 3, kind="tma", subtiles=2), (136, 120, 208)),
 }
-BACKWARD_TILES = ("pointer_sm80", "tma")  # a backward's products are the forward's kernels; its own are tried in these
+ONCE = ("split_k", "tma_8_warps")  # for the first op alone: what they change, all ops share
+BACKWARD = ("pointer_sm80", "tma")  # a backward's products are the forward's kernels; its own are tried in these
 CLUSTERS = has_clusters((9, 0), tuple(map(int, triton.__version__.split(".")[:2])))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Case:
-    """prepare: runs what comes before, and gives the call whose launches are looked at. compiles: whether this Triton compiles them."""
+    """prepare: runs what comes before, and gives the call whose launches are looked at.
+
+    own: the kernels of these launches that no case before has; None for all. compiles: whether this Triton compiles them.
+    """
 
     name: str
     arch: int
     prepare: Callable[[], Callable[[], Any]]
     configs: tuple[Callable[[], Any], ...] = ()
+    own: frozenset[str] | None = None
     compiles: bool = True
 
     @contextlib.contextmanager
@@ -62,7 +67,7 @@ class Case:
             yield gpu, self.prepare()
 
     def kernels(self) -> set[str]:
-        """The names of the kernels that the call launches. Nothing is compiled or run."""
+        """The names of the kernels that are looked at. Nothing is compiled or run."""
         names: list[str] = []
 
         def note(kernel: Any, *_: Any) -> bool:
@@ -72,7 +77,11 @@ class Case:
         with self.ready(note) as (_, call):
             names.clear()
             call()
-        return set(names)
+        return {name for name in names if self.owns(name)}
+
+    def owns(self, kernel: str) -> bool:
+        """Whether launches of a kernel are looked at."""
+        return self.own is None or kernel in self.own
 
 
 def _call(op: Op, backward: bool, *made: Any) -> Callable[[], Callable[[], Any]]:
@@ -104,17 +113,18 @@ def _row_cases() -> Iterator[Case]:
                 "chunked": RowConfig(min(2, max(raw.tuned.chunk_rows)), 256, 4, "chunked", num_stages=3),
                 "packed": RowConfig(1, 512, 4, "packed"),
             }
-            columns = COLUMNS - 4  # whole pairs of vectors
             found = {variant: configs[variant] for variant in raw.tuned.variants}
+            if len(raw.tuned.chunk_rows) > 1:  # sums over rows: several warps hold each column of them, one of which writes it
+                found["chunked_repeated"] = RowConfig(4, 128, 8, "chunked")
             if raw.tuned.clustered:
-                found["cluster"] = RowConfig(1, 8 * 512, 4, num_ctas=CLUSTER_CTAS)
+                found["cluster"] = RowConfig(1, CLUSTER_CTAS * 512, 4, num_ctas=CLUSTER_CTAS)
             for variant, config in found.items():
                 cluster = config.num_ctas > 1
-                shape = (3, 8 * columns) if cluster else (ROWS, columns)
+                shape = (3, CLUSTER_CTAS * COLUMNS) if cluster else (ROWS, COLUMNS)
                 dtype = torch.bfloat16 if variant == "packed" else torch.float32
                 call = _call(op, not raw.forward, shape, dtype, None)
                 force = lambda name=raw.name, config=config: forced(name, config)  # noqa: E731
-                yield Case(f"{raw.name}_{variant}", 90, call, (force,), CLUSTERS or not cluster)
+                yield Case(f"{raw.name}_{variant}", 90, call, (force,), compiles=CLUSTERS or not cluster)
 
 
 def _inner_cases() -> Iterator[Case]:
@@ -134,19 +144,20 @@ def _inner_cases() -> Iterator[Case]:
 
 def _product_cases() -> Iterator[Case]:
     """The ops with a weight, in each kind of tile, where they launch a kernel that no op before them did in that tile and dtype."""
-    seen = set()
-    for op in REGISTRY.values():
-        for raw in op.raw if op.roles.multiplies else ():
-            for name in TILES if raw.forward else BACKWARD_TILES:
+    seen: set[Any] = set()
+    for i, op in enumerate(op for op in REGISTRY.values() if op.roles.multiplies):
+        for raw in op.raw:
+            for name in (name for name in TILES if not i or name not in ONCE) if raw.forward else BACKWARD:
                 arch, tile, shape = TILES[name]
                 dtype = op.bench.dtypes[0]
                 call = _call(op, not raw.forward, shape, dtype, op.bench.variants[-1])
                 force = lambda tile=tile: forced_config(tile)  # noqa: E731
                 case = Case(f"{raw.name}_{name}", arch, call, (force,))
-                new = {(name, dtype, kernel) for kernel in case.kernels()} - seen
-                seen |= new
-                if new:
-                    yield case
+                keys = {(name, dtype, raw.forward, kernel): kernel for kernel in case.kernels()}
+                own = frozenset(kernel for key, kernel in keys.items() if key not in seen)
+                seen |= set(keys)
+                if own:
+                    yield dataclasses.replace(case, own=own)
 
 
 @functools.cache
