@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch._export import utils
 from torch.onnx._internal.exporter import _registration
 
 from tests.export.exports import Exports
@@ -26,6 +28,24 @@ def _registry_made_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_found_once() -> Iterator[None]:
+    """At each export torch looks for every composite operator of C++ some ninety times, once for each namespace there is. Here
+    it does so again only where there are other operators than the last time."""
+    find = utils._materialize_cpp_cia_ops
+    found: list[list[str]] = []
+
+    def materialize() -> None:
+        there = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+        if [there] != found:
+            find()
+            found[:] = [there]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_materialize_cpp_cia_ops", materialize)
         yield
 
 
