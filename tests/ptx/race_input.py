@@ -167,10 +167,12 @@ def watched() -> Iterator[list[_Seen]]:
     """While active, what the PTX machine runs is watched."""
     seen = []
 
-    def run(code: Code, memory: Global, parameters: list[int], grid: int, shared: int, ctas: int = 1) -> Any:
+    def run(
+        code: Code, memory: Global, parameters: list[int], grid: int, shared: int, ctas: int = 1, seed: int | None = None
+    ) -> Any:
         own = _Watched(code.program)
         seen.append(_Seen(own, copy.deepcopy(memory), memory, parameters, grid, shared, ctas))
-        return run_grid(own, memory, parameters, grid, shared, ctas)
+        return run_grid(own, memory, parameters, grid, shared, ctas, seed)
 
     with mock.patch.object(gpu, "run_grid", run):
         yield seen

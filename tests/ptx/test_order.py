@@ -9,7 +9,7 @@ import pytest
 
 from fused_ops.testing.ptx.knowledge import MemoryFaultError, RaceError
 from fused_ops.testing.ptx.order import Order, Shadow
-from tests.ptx.test_machine import run
+from tests.ptx.by_hand import run
 
 THREADS = 64
 ACCESSED_BY = (0, 1, 33, 63)
