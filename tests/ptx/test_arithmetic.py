@@ -281,6 +281,7 @@ def test_results_at_the_ends_of_fp32() -> None:
         assert flushing(x).view(np.uint32).tolist()[2:5] == [0, 0, 0x00800002]
         assert np.isinf(divide(largest, np.float32(1))).all()
         assert (logarithm(np.ones(1, np.float32)) == 2.0**-22).all()
+        assert (divide(largest, largest).view(np.uint32) == 0x3F800002).all()
     with errors(None, -1):
         assert exp2(x).view(np.uint32).tolist()[:5] == [0x3F7FFFFE, exp_bits(x[1], -2), 0, 0, 0x007FFFFE]
         assert flushing(x).view(np.uint32).tolist()[2:5] == [0, 0, 0]
