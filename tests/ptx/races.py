@@ -4,8 +4,9 @@ Every kernel of main_kernels.py is compiled, and run by the PTX machine, which s
 proves each launch free of races and deadlocks in every schedule, or names two accesses that nothing orders. Exits with 1 where it
 flags a kernel, and where it cannot read one whose instructions it should know. `make races` installs SentryWard and runs this.
 
-Each launch is a proof for its sizes alone. SentryWard knows no fences, no values and no wgmma; each pointer is an array of its own.
-Where several threads store one element, which is no race because the PTX machine saw them store the same, one of them is left to store.
+A proof is for a launch's sizes alone, and for two of its programs (--programs): the PTX machine looks for races of all. SentryWard
+knows no fences, no values and no wgmma; each pointer is an array of its own. Where several threads store one element, which is no race because the PTX machine saw
+them store the same, one of them is left to store.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .race_input import SCHEMA, Run, as_input, beyond, runs_of
 
 RACE_FREE, FLAGGED, UNSUPPORTED = "race_free", "flagged", "unsupported"
 FLAGS = ("potential_race", "not_wellsynced", "invalid_lifecycle")
-SECONDS = 300
+SECONDS, PROGRAMS = 600, 2
 MISSING = "python -m tests.ptx.races: SentryWard is not installed here: `make races` installs it and runs this"
 BARRIER = "bar.sync 0;"
 EXCHANGE = f"""
@@ -140,13 +141,14 @@ def _size(run: Run) -> tuple[bool, int]:
     return run.programs == 1, run.programs * run.program.threads
 
 
-def verdicts(selected: list[Run], verifier: Verifier, deletions: bool) -> Iterator[Verdict]:
-    """The verdict of each launch; with deletions, of each that is race_free also without each of its synchronisation instructions.
+def verdicts(selected: list[Run], verifier: Verifier, programs: int, deletions: bool) -> Iterator[Verdict]:
+    """The verdict of each launch, of so many clusters at most; with deletions, of each that is race_free also without each of its synchronisation instructions.
 
     Those order the threads of a program or a cluster, so without one of them the first is looked at alone, which takes less.
     """
     for run in selected:
-        described, ptx, reason = as_input(run), run.verified, beyond(run.program)
+        described = as_input(run, min(run.programs, programs * run.ctas))
+        ptx, reason = run.verified, beyond(run.program)
         verdict, seconds, why = verifier(ptx, described)
         why = f"{reason} ({why})" if verdict == UNSUPPORTED and reason else why
         yield Verdict(run.case, run.kernel, verdict, seconds, why, bool(reason))
@@ -185,6 +187,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--deletions", action="store_true", help="each also without each synchronisation instruction: is it needed?"
     )
     parser.add_argument("--timeout", type=float, default=SECONDS, help="seconds a proof (default: %(default)s)")
+    parser.add_argument(
+        "--programs",
+        type=int,
+        default=PROGRAMS,
+        help="of a launch at most, or clusters: each takes its time (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a verdict")
     options = parser.parse_args(arguments)
     try:
@@ -200,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not selected:
         parser.error(f"--kernel: no main kernel has {options.kernel!r} in its name")
     found = []
-    for verdict in verdicts(selected, verifier, options.deletions):
+    for verdict in verdicts(selected, verifier, options.programs, options.deletions):
         found.append(verdict)
         if options.json:
             print(json.dumps(asdict(verdict)), flush=True)
