@@ -5,8 +5,8 @@ proves each launch free of races and deadlocks in every schedule, or names two a
 flags a kernel, and where it cannot read one whose instructions it should know. `make races` installs SentryWard and runs this.
 
 A proof is for a launch's sizes alone, and for two of its programs (--programs): the PTX machine looks for races of all. SentryWard
-knows no fences, no values and no wgmma; each pointer is an array of its own. Where several threads store one element, which is no race because the PTX machine saw
-them store the same, one of them is left to store.
+knows no fences, no values and no wgmma; each pointer is an array of its own. Where several threads store one element, which is no
+race because the PTX machine saw them store the same, one of them is left to store.
 """
 
 from __future__ import annotations
