@@ -84,7 +84,7 @@ TESTED: set[str] = set()  # of them, those that a test is decorated with
 
 
 class SeveralTurns(ContextDecorator):
-    """While active, these kernels are launched, and every program of each launch runs its loop over rows several times.
+    """While active, one or more of these kernels are launched, and every program of each launch runs its loop several times.
 
     As a decorator of a test, it says for which kernels the test stands.
     """
@@ -97,16 +97,16 @@ class SeveralTurns(ContextDecorator):
         return super().__call__(test)
 
     def __enter__(self) -> None:
-        self.launched: set[str] = set()
+        self.launched = False
         run = Device.run
 
         def counted(device: Device, kernel: Any, grid: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
             if kernel.__name__ in self.kernels:
+                self.launched = True
                 names = [name for name in kernel.arg_names if name not in kwargs]
                 arguments = {**dict(zip(names, args)), **kwargs}
                 turns = [LOOPS[kernel.__name__].turns(arguments, program, grid) for program in range(grid)]
                 assert min(turns) >= LEAST, f"{kernel.__name__}: its programs run their loop {turns} times"
-                self.launched.add(kernel.__name__)
             return run(device, kernel, grid, args, kwargs)
 
         self.patch = mock.patch.object(Device, "run", counted)
@@ -114,4 +114,4 @@ class SeveralTurns(ContextDecorator):
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         self.patch.stop()
-        assert kind is not None or self.launched == set(self.kernels), f"of {self.kernels} only {self.launched} ran"
+        assert kind is not None or self.launched, f"none of {self.kernels} was launched"

@@ -48,8 +48,7 @@ def has_backward(op: Op, N: int) -> bool:
 
 def row_loops(op: Op, N: int) -> list[str]:
     """The kernels that loop over rows in the backward over N columns that test_rows runs."""
-    kernels = [name for name in LOOPS if name.startswith(f"{op.name}_bwd_")]
-    return [name for name in kernels if "chunked" not in name] if has_backward(op, N) else []
+    return [name for name in LOOPS if name.startswith(f"{op.name}_bwd_")] if has_backward(op, N) else []
 
 
 def number_of_rows(op: Op, N: int) -> int:

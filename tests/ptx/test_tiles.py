@@ -21,6 +21,7 @@ from fused_ops.testing.ptx.gpu import altered, device
 from fused_ops.testing.ptx.knowledge import MemoryFaultError
 from tests.contract import leaves
 from tests.ptx import test_kernels  # noqa: F401  (its tests say which kernels they stand for)
+from tests.ptx.conflicts import hold_to_banks
 from tests.ptx.row_loops import LOOPS, TESTED, SeveralTurns
 
 CONFIGS = {
@@ -49,11 +50,12 @@ def backward(op: Op, name: str, alone: bool = False) -> None:
     with (
         SeveralTurns(kernel(op, name)),
         forced(f"{op.name}_bwd", config),
-        device(90, sms=1),
+        device(90, sms=1) as gpu,
         ContractMode() as mode,
     ):
         torch.autograd.grad(op.public(*args, **kwargs), wanted[-1:] if alone else wanted, torch.randn(x.shape))
     assert len(mode.checked) == 2
+    hold_to_banks(gpu.launches)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
