@@ -76,7 +76,6 @@ def test_one_thread_of_those_that_hold_a_copy_stores_it(launches: dict[str, Run]
         assert 0 < (lanes & bits == 0).sum() < lanes.size
         assert f"and.b32 %thread, %thread, {bits};" in run.verified
     assert run.verified.count("\n") == run.ptx.count("\n")
-    assert any(not any(one.copies.values()) for one in launches.values())  # and others store nothing twice
 
 
 def test_a_guard_stays_in_force() -> None:
