@@ -16,10 +16,10 @@ TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 # whole rows of 256 columns. From 3.8 on they are swizzled, and have no conflict. A tile of one row has no such sum.
 SUMS_OVER_ROWS = {
     "column_sum_kernel": 2.85,
-    "gate_bwd_kernel": 1.2,
+    "gate_bwd_kernel": 1.5,
     "layer_norm_bwd_chunked_kernel": 3.55,
     "layer_norm_bwd_kernel": 12.15,
-    "linear_act_bwd_kernel": 1.13,
+    "linear_act_bwd_kernel": 1.5,
     "linear_dact_kernel": 1.15,
     "linear_dact_tma_kernel": 1.38,
     "rms_norm_bwd_chunked_kernel": 3.55,

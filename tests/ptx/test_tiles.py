@@ -69,8 +69,9 @@ def test_several_tiles(op: Op, name: str) -> None:
 def test_an_activations_backward() -> None:
     """Two programs for each 128 of 264 columns, of 32 and 24 rows."""
     dy, pre = torch.randn(2, 56, 264)
-    with device(90, sms=1):
+    with device(90, sms=1) as gpu:
         dpre, db = act_bwd(dy, pre, "silu", need_dpre=True, need_db=True)
+    hold_to_banks(gpu.launches)
     expected = torch.ops.aten.silu_backward(dy, pre)
     torch.testing.assert_close((dpre, db), (expected, expected.sum(0)))
 
@@ -78,8 +79,9 @@ def test_an_activations_backward() -> None:
 @SeveralTurns("gate_bwd_kernel")
 def test_a_gates_backward() -> None:
     dy, g, u = torch.randn(3, 56, 264)
-    with device(90, sms=1):
+    with device(90, sms=1) as gpu:
         found = gate_bwd(dy, g, u, "silu", need_dbg=True, need_dbu=True)
+    hold_to_banks(gpu.launches)
     dg, du = torch.ops.aten.silu_backward(dy * u, g), dy * torch.nn.functional.silu(g)
     torch.testing.assert_close(found, (dg, du, dg.sum(0), du.sum(0)))
 
