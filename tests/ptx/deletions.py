@@ -79,7 +79,8 @@ class Launch:
                     with self.case.ready() as (_, call), ContractMode():
                         call()
         except AssertionError as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return said if len(said) <= LONGEST else f"{said[:60]} ... {said[60 - LONGEST :]}"
         return ""
 
     def verdicts(self) -> list[Verdict]:

@@ -175,6 +175,7 @@ class Code:
         def read(m: Machine) -> Any:
             if index in m.in_flight:
                 m.refuse_in_flight(index, "read")
+            m.touched.add(index)
             return m.registers[index].view(number) if same else m.registers[index].astype(f"u{size}").view(number)
 
         return read
@@ -237,7 +238,7 @@ class Machine:
         memory.begin(self.order, code.units["global"])
         self.state: dict[str, Any] = {}  # of asynchronous instructions
         self.in_flight: dict[int, InFlight] = {}  # registers that wgmma writes or reads, by number
-        self.written: set[int] = set()  # registers that were written since the last wgmma.fence
+        self.touched = set(range(len(self.registers)))  # since the last wgmma.fence; before the first, every register
         self.draw = None if seed is None else np.random.default_rng((seed, block))
         self.arrivals, self.waits = np.zeros((2, self.lanes.size), np.int64)  # of each thread at the cluster's barrier
         self.completed = 0  # phases of the cluster's barrier
@@ -246,7 +247,7 @@ class Machine:
         """Write a register in the active threads."""
         if index in self.in_flight:
             self.refuse_in_flight(index, "written")
-        self.written.add(index)
+        self.touched.add(index)
         if self.mask is None:
             self.registers[index] = value if value.shape == self.lanes.shape else np.broadcast_to(value, self.lanes.shape)
         else:

@@ -52,7 +52,7 @@ def _matrix(
 def _wgmma(instruction: Instruction, code: Code) -> Step:
     op, what = instruction.op, instruction.text
     if op[1] == "fence":
-        return lambda m: m.written.clear()
+        return lambda m: m.touched.clear()
     if op[1] == "commit_group":
         return lambda m: m.order.commit("product", m.active())
     if op[1] == "wait_group":
@@ -80,9 +80,13 @@ def _wgmma(instruction: Instruction, code: Code) -> Step:
             raise MemoryFaultError(f"{what}: not all four warps of a group take part")
         threads = warps[::4] * LANES
 
-        if late := m.written.intersection(registers if not isinstance(a, tuple) else (*registers, *(r.index for r in a))):
-            raise MemoryFaultError(f"{what}: register {min(late)} was written since the last wgmma.fence")
+        held = tuple(r.index for r in a) if isinstance(a, tuple) else ()
+        if late := m.touched.intersection((*registers, *held)):
+            raise MemoryFaultError(
+                f"{what}: register {min(late)} was read or written since the last wgmma.fence, or there is none"
+            )
         a_values = [np.broadcast_to(read(m), m.lanes.shape) for read in a_reads]
+        m.touched.difference_update(held)  # products may share what they read
         b_values = np.broadcast_to(b_read(m), m.lanes.shape)
         out = np.empty((threads.size, 64, columns), np.float32)
         for i, thread in enumerate(threads.tolist()):
