@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import re
 import sys
@@ -30,9 +31,10 @@ from fused_ops.testing.ptx.deletions import synchronisations, without
 from .main_kernels import cases
 from .race_input import SCHEMA, Run, as_input, beyond, runs_of
 
-RACE_FREE, FLAGGED, UNSUPPORTED = "race_free", "flagged", "unsupported"
+RACE_FREE, FLAGGED, UNSUPPORTED, NOT_RUN = "race_free", "flagged", "unsupported", "not run"
 FLAGS = ("potential_race", "not_wellsynced", "invalid_lifecycle")
 SECONDS, PROGRAMS = 600, 2
+LONGEST = 160  # characters of a reason
 MISSING = "python -m tests.ptx.races: SentryWard is not installed here: `make races` installs it and runs this"
 BARRIER = "bar.sync 0;"
 EXCHANGE = f"""
@@ -67,7 +69,7 @@ EXCHANGE = f"""
 class Verdict:
     """What SentryWard says of one launch, or with deleted, of it without that instruction.
 
-    verdict: race_free, flagged, unsupported, or SentryWard's word for another end (timeout). why: its finding, or why it could not say.
+    verdict: race_free, flagged, unsupported, not run (by the PTX machine), or SentryWard's word for another end (timeout). why: its finding, or why it could not say.
     expected: whether the kernel's instructions tell that it cannot be read.
     """
 
@@ -118,23 +120,31 @@ class Verifier:
 
 
 def _finding(diagnostic: dict[str, Any]) -> str:
-    message = textwrap.shorten(diagnostic.get("message", ""), 100, placeholder=" ...")
+    message = textwrap.shorten(diagnostic.get("message", ""), LONGEST, placeholder=" ...")
     return diagnostic["code"] + (f": {message}" if message else "")
 
 
-def runs(pattern: str) -> list[Run]:
-    """The launches of the kernels whose name the pattern is found in, one of each structure: the one of the fewest threads.
+def runs(pattern: str) -> tuple[list[Run], list[Verdict]]:
+    """The launches of the kernels whose name the pattern is found in, one of each structure; and what the PTX machine could not run.
 
-    A launch of several programs goes before one of a single program, which shows no race of two.
+    Of one structure, a launch of several programs goes before one of a single program, which shows no race of two, and one of
+    fewer threads before one of more.
     """
     found: dict[Any, Run] = {}
+    failed = []
     for case in cases().values():
-        if case.compiles and any(re.search(pattern, kernel) for kernel in case.kernels()):
-            for run in runs_of(case):
-                other = found.get(run.structure)
-                if re.search(pattern, run.kernel) and (other is None or _size(run) < _size(other)):
-                    found[run.structure] = run
-    return list(found.values())
+        kernels = [kernel for kernel in sorted(case.kernels()) if re.search(pattern, kernel)] if case.compiles else []
+        try:
+            made = runs_of(case) if kernels else []
+        except Exception as error:  # of the compiler, of the machine: the other kernels are still to be looked at
+            why = textwrap.shorten(f"{type(error).__name__}: {error}", LONGEST, placeholder=" ...")
+            failed.append(Verdict(case.name, ", ".join(kernels), NOT_RUN, 0.0, why))
+            continue
+        for run in made:
+            other = found.get(run.structure)
+            if re.search(pattern, run.kernel) and (other is None or _size(run) < _size(other)):
+                found[run.structure] = run
+    return list(found.values()), failed
 
 
 def _size(run: Run) -> tuple[bool, int]:
@@ -204,11 +214,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not verifier.checked():
         print("SentryWard does not flag a program without the barrier that it needs: its verdicts say nothing", file=sys.stderr)
         return 1
-    selected = runs(options.kernel)
-    if not selected:
+    selected, failed = runs(options.kernel)
+    if not selected and not failed:
         parser.error(f"--kernel: no main kernel has {options.kernel!r} in its name")
     found = []
-    for verdict in verdicts(selected, verifier, options.programs, options.deletions):
+    for verdict in itertools.chain(failed, verdicts(selected, verifier, options.programs, options.deletions)):
         found.append(verdict)
         if options.json:
             print(json.dumps(asdict(verdict)), flush=True)
