@@ -11,9 +11,9 @@ from fused_ops.testing.ptx.gpu import Launch
 OF_MATRICES = ("ldmatrix", "stmatrix", "cp.async")
 TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 
-# Sums over the rows of a tile: until Triton 3.7 the partial sums of a column's warps lie side by side, so that the columns of a
-# warp's lanes are as many words apart as there are warps, times the columns of a lane: up to 32 in layer_norm_bwd_kernel's
-# whole rows of 256 columns. From 3.8 on they are swizzled, and have no conflict. A tile of one row has no such sum.
+# Sums and maxima over the rows of a tile: until Triton 3.7 the partial results of a column's warps lie side by side, so that the
+# columns of a warp's lanes are as many words apart as there are warps, times the columns of a lane: 32 in
+# layer_norm_bwd_kernel's whole rows of 256 columns. From 3.8 on they are swizzled, and have no conflict; a tile of one row has none.
 SUMS_OVER_ROWS = {
     "column_sum_kernel": 2.85,
     "gate_bwd_kernel": 1.5,
@@ -24,24 +24,25 @@ SUMS_OVER_ROWS = {
     "linear_dact_tma_kernel": 1.38,
     "rms_norm_bwd_chunked_kernel": 3.55,
     "rms_norm_bwd_kernel": 4.54,
+    "softmax_bwd_inner_kernel": 1.5,
+    "softmax_fwd_inner_kernel": 1.5,
 }
 # Products of fp32 without TF32, which are no matrix instructions: the lanes of a warp read rows of the unswizzled tile of x,
 # whose 32 columns are 128 bytes, all from one bank.
 OF_FP32_FMA = 4.84
 
 
-def _rows_of_a_tile(launch: Launch) -> int:
+def _of_one_row(launch: Launch) -> bool:
     source = launch.compiled.src
-    return max(
-        source.constants.get((source.fn.arg_names.index(n),), 1) for n in ("BLOCK_M", "BLOCK_P") if n in source.fn.arg_names
-    )
+    names = source.fn.arg_names
+    return "BLOCK_M" in names and source.constants[(names.index("BLOCK_M"),)] == 1
 
 
 def bound(launch: Launch) -> float:
     """The most wavefronts of shared memory that a launch may take, as a multiple of those without a conflict."""
     if launch.kernel == "linear_fwd_kernel" and not any(name in launch.compiled.asm["ptx"] for name in ("mma.", "mma_async")):
         return OF_FP32_FMA
-    if launch.kernel in SUMS_OVER_ROWS and TRITON < (3, 8) and _rows_of_a_tile(launch) > 1:
+    if launch.kernel in SUMS_OVER_ROWS and TRITON < (3, 8) and not _of_one_row(launch):
         return SUMS_OVER_ROWS[launch.kernel]
     return 1.0
 
