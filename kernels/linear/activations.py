@@ -18,6 +18,7 @@ TWO_SQRT_2_OVER_PI = tl.constexpr(1.5957691216057308)  # tanh(u) = 2 sigmoid(2u)
 GELU_CUBIC = tl.constexpr(0.044715)  # Hendrycks and Gimpel 2016
 QUICK_GELU_SLOPE = tl.constexpr(1.702)  # Hendrycks and Gimpel 2016
 LARGEST_SQUARE = tl.constexpr(1e4)  # of gelu_tanh's derivative, which is 1 or 0 long before
+LOST = tl.constexpr(2.0**-22)  # by so much exp2 and the division may make a sigmoid of 1 less than 1
 LOG2_E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x log2 e)
 
 
@@ -28,11 +29,11 @@ def _sigmoid(x):
 
 @triton.jit
 def _sigmoid_and_slope(x, SCALE: tl.constexpr, PRECISE: tl.constexpr):
-    """(s, s (1 - s)) for s = sigmoid(SCALE x), SCALE > 0.
+    """(s, s (1 - s)) for s = sigmoid(SCALE x), SCALE > 0, of which the second is to be multiplied by powers of x.
 
-    PRECISE: with e = exp(-SCALE |x|) and r = 1 / (1 + e), s is r or e r by x's sign, and s (1 - s) is e r^2: nothing cancels
-    where s is near 1, so an error of exp2 or of the division stays a relative one, however large the factor that follows.
-    16-bit results do not need it, and it takes registers.
+    1 - s cancels where s is near 1: an error of exp2 or of the division is all that is left of it, and a large x makes it count.
+    PRECISE: with e = exp(-SCALE |x|) and r = 1 / (1 + e), s is r or e r by x's sign, and s (1 - s) is e r^2. That takes registers;
+    16-bit results need no more than that 1 - s be 0 where it is lost, so a little is taken from it everywhere.
     """
     if PRECISE:
         e = tl.exp2(tl.abs(x) * (-SCALE * LOG2_E))
@@ -41,7 +42,7 @@ def _sigmoid_and_slope(x, SCALE: tl.constexpr, PRECISE: tl.constexpr):
         slope = e * r * r
     else:
         s = _sigmoid(x * SCALE)
-        slope = s * (1.0 - s)
+        slope = s * tl.maximum(1.0 - s - LOST, 0.0)
     return s, slope
 
 
@@ -100,7 +101,11 @@ def activation_grad(x, dy, ACT: tl.constexpr, PRECISE: tl.constexpr):
         s, slope = _sigmoid_and_slope(x, 1.0, PRECISE)
         return dy * (s + x * slope)
     elif ACT == "sigmoid":
-        s, slope = _sigmoid_and_slope(x, 1.0, PRECISE)
+        if PRECISE:
+            _, slope = _sigmoid_and_slope(x, 1.0, PRECISE)
+        else:
+            s = _sigmoid(x)
+            slope = s * (1.0 - s)
         return dy * slope
     elif ACT == "tanh":
         t = _tanh(x)

@@ -26,7 +26,7 @@ from ..._runtime.rows import at_vectors
 if TYPE_CHECKING:
     from ...kernels.config import MatmulConfig
 
-FENCED_TF32 = (3, 7)  # the first Triton that fences TF32 products of copied tiles
+FENCES_COPIES = (3, 7)  # the first Triton that fences wgmma from the tiles that cp.async copied
 FP8_CHUNK = 128  # products that Hopper's fp8 tensor cores may sum in their own, narrower, accumulator
 LARGEST_TILE = 64  # rows: M beyond SMALL_ROWS is looked at in tiles of 64 rows and of twice as many
 SMALL_ROWS, LEAST_ROWS = 64, 16  # up to SMALL_ROWS a tile holds all rows, and at least LEAST_ROWS
@@ -130,10 +130,12 @@ class Operands(NamedTuple):
     def stages(self, config: MatmulConfig) -> int:
         """How many tiles of K are on their way at once.
 
-        One, where Triton (before 3.7) leaves out the fence.proxy.async that Hopper's TF32 products need after asynchronous copies.
+        One, where Triton (before 3.7) leaves out the fence.proxy.async that Hopper's products need after asynchronous copies.
         """
-        fenceless = self.precision == "tf32" and properties_of(self.device)[0][0] == 9 and triton_version()[1] < FENCED_TF32
-        return 1 if fenceless and config.kind != "tma" else config.num_stages
+        by_wgmma = config.block_m >= 64 and config.kind != "tma" and (self.itemsize < 4 or self.precision == "tf32")
+        if by_wgmma and properties_of(self.device)[0][0] == 9 and triton_version()[1] < FENCES_COPIES:
+            return 1
+        return config.num_stages
 
     def options(self, config: MatmulConfig, group: bool = True) -> dict[str, Any]:
         """The keyword arguments that all matmul kernels take."""
