@@ -29,7 +29,7 @@ ROWS, COLUMNS = 9, 496  # rows: more than two for each of the four programs that
 FP8_SHAPES = ((ROWS, 1000), (1, 20480))  # of row ops that choose by the length of a row alone: in one pass, in chunks
 INNER = {"one_pass": (50, 64), "chunked": (100, 64)}
 TILES = {  # name: (capability, tile, (M, N, K)): more tiles than one program, each overhanging, and more steps of K than stages
-    "pointer_sm80": (80, MatmulConfig(32, 32, 32, 4, 3), (24, 112, 112)),
+    "pointer_sm80": (80, MatmulConfig(32, 32, 32, 4, 3), (24, 144, 144)),
     "pointer_sm90": (90, MatmulConfig(64, 64, 32, 4, 3), (72, 72, 160)),
     "split_k": (80, MatmulConfig(16, 32, 32, 4, 3, kind="split_k", splits=2), (16, 64, 640)),
     "tma": (90, MatmulConfig(64, 64, 32, 4, 3, kind="tma", subtiles=2), (104, 112, 112)),
