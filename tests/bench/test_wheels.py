@@ -89,7 +89,7 @@ def test_a_part_that_does_not_fit_a_transfer_fails(
 
 
 def test_the_repository_leaves_room() -> None:
-    assert 0 <= wheels.repository_bytes() < 9 << 20  # the largest part that is carried leaves 11.9 MB
+    assert 0 <= wheels.repository_bytes() < 10 << 20  # the largest part that is carried leaves 11.9 MB
 
 
 def test_a_repacked_wheel_unpacks_to_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
