@@ -115,12 +115,11 @@ def check_config(key: Key, config: RowConfig, clusters: bool = False) -> None:
     if config.block_n > MAX_COLUMNS * config.num_ctas:
         raise ValueError(f"block_n: got {config.block_n}, allowed: up to {MAX_COLUMNS} for each of num_ctas")
     tile = config.block_m * config.block_n // config.num_ctas
+    threads = 32 * config.num_warps
     if (
-        config.chunked and tile < 32 * config.num_warps
-    ):  # two threads would hold an element of dw: one reads what the other writes
-        raise ValueError(
-            f"chunked: got a tile of {tile} elements, allowed: at least one for each of {32 * config.num_warps} threads"
-        )
+        config.chunked and tile < threads
+    ):  # two would hold an element of a partial sum, which one reads while the other writes it
+        raise ValueError(f"chunked: got a tile of {tile} elements, allowed: at least one for each of {threads} threads")
     registers = tile // 2 if config.variant == "packed" else tile
     most = min(MAX_REGISTERS, MAX_VALUES * 32 * config.num_warps)
     if registers > most:

@@ -69,7 +69,8 @@ EXCHANGE = f"""
 class Verdict:
     """What SentryWard says of one launch, or with deleted, of it without that instruction.
 
-    verdict: race_free, flagged, unsupported, not run (by the PTX machine), or SentryWard's word for another end (timeout). why: its finding, or why it could not say.
+    verdict: race_free, flagged, unsupported, not run (by the PTX machine), or SentryWard's word for another end (timeout).
+    why: its finding, or why it could not say.
     expected: whether the kernel's instructions tell that it cannot be read.
     """
 
@@ -152,7 +153,8 @@ def _size(run: Run) -> tuple[bool, int]:
 
 
 def verdicts(selected: list[Run], verifier: Verifier, programs: int, deletions: bool) -> Iterator[Verdict]:
-    """The verdict of each launch, of so many clusters at most; with deletions, of each that is race_free also without each of its synchronisation instructions.
+    """The verdict of each launch, of so many clusters at most. deletions: of each that is race_free also without each of its
+    synchronisation instructions.
 
     Those order the threads of a program or a cluster, so without one of them the first is looked at alone, which takes less.
     """

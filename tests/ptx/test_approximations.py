@@ -100,12 +100,13 @@ def pre_activations() -> Tensor:
     return torch.randn(32, 32) * spreads[:, None]
 
 
-def hold(activation: str, ulps: int | None, sign: int) -> None:
-    """fused_linear by the identity matrix, forward and backward in fp32, so that little but the activation may err."""
-    x, w, b = pre_activations().requires_grad_(), torch.eye(32), torch.randn(32)
+def hold(activation: str, ulps: int | None, sign: int, dtype: torch.dtype = torch.float32) -> None:
+    """fused_linear by the identity matrix, forward and backward, so that little but the activation may err."""
+    x, w, b = (t.to(dtype) for t in (pre_activations(), torch.eye(32), torch.randn(32)))
+    x.requires_grad_()
     with device(90), ContractMode() as mode, errors(ulps, sign):
         y = fused_linear(x, w, b, activation)
-        y.backward(torch.randn(y.shape))
+        y.backward(torch.randn(y.shape).to(dtype))
     assert {name.split(".")[1] for name in mode.checked} == {"linear_fwd", "linear_bwd"}
 
 
@@ -118,6 +119,15 @@ def test_activations_with_exact_arithmetic(activation: str) -> None:
 @pytest.mark.parametrize("activation", SMOOTH)
 def test_activations_with_approximate_arithmetic(activation: str, ulps: int, sign: int) -> None:
     hold(activation, ulps, sign)
+
+
+@pytest.mark.parametrize(
+    "activation", [pytest.param(name, marks=() if name == "gelu_tanh" else pytest.mark.slow) for name in SMOOTH]
+)
+def test_16_bit_activations_with_approximate_arithmetic(activation: str) -> None:
+    """They have a slope of their own, which takes fewer registers."""
+    for sign in SIGNS:
+        hold(activation, None, sign, torch.bfloat16)
 
 
 @pytest.mark.slow
@@ -155,15 +165,16 @@ def cancelling(x, SCALE: tl.constexpr, PRECISE: tl.constexpr):
     return s, s * (1.0 - s)
 
 
-def test_a_slope_that_cancels_misses_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_slope_that_cancels_misses_the_contract(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test itself: s (1 - s) as it reads loses all digits where s is near 1, and gelu_tanh multiplies it by x^3."""
     monkeypatch.setattr(activations, "_sigmoid_and_slope", cancelling)
     monkeypatch.setattr(gpu, "_compiled", {})
     for function in (activations.activation_grad, linear_bwd.linear_act_bwd_kernel, linear_bwd.linear_dact_kernel):
         monkeypatch.setattr(function, "hash", None)  # or Triton's cache would know it as it was
-    hold("gelu_tanh", 0, 1)
+    hold("gelu_tanh", 0, 1, dtype)
     with pytest.raises(AssertionError, match=r"linear_bwd.*beyond the contract"):
-        hold("gelu_tanh", None, 1)
+        hold("gelu_tanh", None, 1, dtype)
 
 
 def test_only_approximate_instructions_err() -> None:

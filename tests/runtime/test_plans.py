@@ -20,6 +20,7 @@ from fused_ops._runtime import tables
 from fused_ops._runtime.compiled import Planned
 from fused_ops.kernels.config import MatmulConfig, RowConfig
 from fused_ops.kernels.rows import row_tiles
+from fused_ops.ops.linear import matmul_plan
 from fused_ops.ops.linear.matmul_plan import FP8_CHUNK, forced_config
 from fused_ops.testing import Op, Raw, forget_plans, watch_launches
 from tests.contract import leaves
@@ -201,6 +202,42 @@ def test_a_forced_configuration_counts_from_its_first_call_to_its_last(made: lis
     with forced_config(MatmulConfig(16, 32, 16, num_warps=4, num_stages=2, kind="split_k", splits=2)):
         assert kernel() == "linear_split_k_kernel" != chosen
     assert kernel() == chosen
+
+
+STAGES = [  # (Triton, capability, rows of a tile, kind, stages of the three that a configuration asks for)
+    ((3, 6), (9, 0), 64, "pointer", 1),
+    ((3, 6), (9, 0), 64, "split_k", 1),
+    ((3, 7), (9, 0), 64, "pointer", 3),
+    ((3, 6), (8, 0), 64, "pointer", 3),
+    ((3, 6), (9, 0), 32, "pointer", 3),  # mma.sync, which is in the generic proxy
+    ((3, 6), (9, 0), 64, "tma", 3),
+]
+
+
+@pytest.mark.parametrize(
+    ("triton", "capability", "block_m", "kind", "stages", "dtype"),
+    [
+        (*row, dtype)
+        for row in STAGES
+        for dtype in (torch.float16, torch.bfloat16, torch.float32)
+        if dtype is not torch.float32 or "tma" not in row  # no TMA kernel takes fp32
+    ],
+)
+def test_products_of_copied_tiles_take_one_stage_where_triton_leaves_out_their_fence(
+    triton: tuple[int, int], capability: tuple[int, int], block_m: int, kind: str, stages: int,
+    dtype: torch.dtype, made: list[Launched], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(matmul_plan, "triton_version", lambda: (f"{triton}", triton))
+    monkeypatch.setattr(device_module, "INTERPRETER_CAPABILITY", capability)
+    x, w = torch.randn(72, 64, dtype=dtype), torch.randn(72, 64, dtype=dtype)
+    config = MatmulConfig(block_m, 32, 32, num_warps=4, num_stages=3, kind=kind, splits=2 if kind == "split_k" else 1)
+    for tf32 in (False, True) if dtype is torch.float32 else (False,):
+        monkeypatch.setattr(matmul_plan, "precision_of", lambda *_, tf32=tf32: "tf32" if tf32 else "ieee")
+        made.clear()
+        with forced_config(config):
+            REGISTRY["linear"].launch(x, w, None, "relu", False)
+        by_fma = dtype is torch.float32 and not tf32
+        assert made[0][3]["num_stages"] == (3 if by_fma else stages)
 
 
 def test_fp8_sums_of_hopper_join_an_fp32_sum(made: list[Launched]) -> None:

@@ -121,7 +121,10 @@ class Code:
             return nothing
         names = (".".join(instruction.op[:parts]) for parts in (3, 2, 1))  # the longest that is known
         make = next((HANDLERS[name] for name in names if name in HANDLERS), HANDLERS[OTHERWISE])
-        run = make(instruction, self)
+        try:
+            run = make(instruction, self)
+        except (KeyError, NotImplementedError) as error:  # of a type, a modifier or an operand
+            raise UnsupportedError(instruction.text) from error
         if instruction.guard is None:
             return run
         register, negated = instruction.guard

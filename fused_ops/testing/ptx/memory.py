@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .banks import Wavefronts
-from .knowledge import MemoryFaultError, RaceError
+from .knowledge import LANES, MemoryFaultError, RaceError
 from .order import Order, Shadow
 
 SECTOR = 32
 SHARED_BASE = 1024  # CUDA keeps the first KiB of each program's shared memory
 RANK_SHIFT = 24  # shared::cluster addresses: the rank of the program + 1 above its own address
-LANES = 32
 MOST_UNIT = 8  # bytes
 ROUNDING = 2.0**-12  # of a sum's value: by so much the orders of adding its terms may differ
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}

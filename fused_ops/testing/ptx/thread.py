@@ -116,7 +116,7 @@ def _remote_address(instruction: Instruction, code: Code) -> Step:
 
 
 @handler("bar", "barrier")
-def _no_barrier(instruction: Instruction, code: Code) -> Step:
+def _arrive(instruction: Instruction, code: Code) -> Step:
     """Those at which nobody waits here: of a warp, and arriving at the cluster's. The others end a block (machine.py)."""
     op = instruction.op
     if op[:2] == ("bar", "warp") and instruction.operands[0] in (-1, 2**32 - 1):

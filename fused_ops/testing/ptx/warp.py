@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from .arithmetic import TYPES
-from .knowledge import MemoryFaultError
+from .knowledge import LANES, MemoryFaultError
 from .machine import Code, Machine, Step, UnsupportedError, handler
-from .memory import LANES
 from .text import Instruction
 
 LANE = np.arange(LANES)

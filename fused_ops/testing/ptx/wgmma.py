@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from .arithmetic import TYPES
-from .knowledge import MemoryFaultError
+from .knowledge import LANES, MemoryFaultError
 from .machine import Code, InFlight, Machine, Step, UnsupportedError, handler
-from .memory import LANES
 from .text import Instruction
 from .warp import LANE, by_warp, fragment, numbers, whole_warps
 
