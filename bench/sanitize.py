@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fused_ops._torch.spec import REGISTRY, Op, Sample
+from fused_ops.kernels.config import SHARED_COLUMNS
 
 from .environment import ROOT, alone
 
@@ -44,6 +45,9 @@ def subset(spec: Op, device: str, dtype: torch.dtype) -> Iterator[Sample]:
         yield Sample("cluster", *spec.bench.make(device, (1, 65536), dtype, None))
     if spec.tuned is not None and "packed" in spec.tuned.variants:
         yield Sample("packed", *spec.bench.make(device, (2, 32768), dtype, None))  # forward and backward keep pairs
+    for raw in spec.raw:
+        if raw.name in SHARED_COLUMNS and dtype is not torch.float32:
+            yield Sample(f"shared {raw.name}", *spec.bench.make(device, (2, SHARED_COLUMNS[raw.name][1]), dtype, None))
 
 
 def calls(device: str, dtypes: tuple[torch.dtype, ...]) -> list[tuple[Op, Sample, str]]:

@@ -109,8 +109,11 @@ def compiled_case(case: dict[str, Any]) -> Any:
         signature[name], _, divisible = text.partition(":")
         if divisible:
             attrs[(i,)] = [["tt.divisibility", int(divisible)]]
+    if getattr(kernel, "is_gluon", lambda: False)():
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     source = ASTSource(kernel, signature, case["constexprs"], attrs)
     options = {"num_warps": case["num_warps"], "num_stages": case["num_stages"], "num_ctas": case.get("num_ctas", 1)}
+    options |= {"maxnreg": case["maxnreg"]} if case.get("maxnreg") else {}
     options["enable_fp_fusion"] = True
     return triton.compile(source, target=GPUTarget("cuda", case["arch"], 32), options=options)
 

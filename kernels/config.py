@@ -24,6 +24,11 @@ CLUSTER_CAPABILITIES = (9, 10)  # major; 12 has clusters as well, but nothing he
 CLUSTER_TRITON = (3, 8)  # reductions over a cluster do not compile before
 
 
+SHARED_COLUMNS = {"softmax_fwd": (65536, 131072), "softmax_bwd": (32768, 65536), "layer_norm_bwd": (8192, 16384)}
+"""Kernel -> (least, most): 16-bit rows of more columns than least, for which registers do not suffice, and of up to most may wait
+in shared memory. For the backward of layer norm the sums for dw and db leave no registers beyond most."""
+
+
 def has_clusters(capability: tuple[int, int], triton: tuple[int, int]) -> bool:
     """Whether a GPU of this compute capability runs clusters that this version of Triton compiles."""
     return capability[0] in CLUSTER_CAPABILITIES and triton >= CLUSTER_TRITON
@@ -33,8 +38,8 @@ def has_clusters(capability: tuple[int, int], triton: tuple[int, int]) -> bool:
 class RowConfig:
     """How a row kernel is launched: BLOCK_M rows of BLOCK_N columns a program.
 
-    variant: "one_pass" holds whole rows in registers as fp32; "packed" holds one row of 16-bit floats in pairs;
-    "chunked" takes a row in several BLOCK_N. num_ctas: with more than 1, so many programs, a cluster, share one row of
+    variant: "one_pass" holds whole rows in registers as fp32; "packed" holds one row of 16-bit floats in pairs; "shared" holds
+    one row of 16-bit floats in shared memory (shared_rows.py); "chunked" takes a row in several BLOCK_N. num_ctas: with more than 1, so many programs, a cluster, share one row of
     BLOCK_N columns, each with its part in registers (has_clusters).
     """
 

@@ -87,6 +87,7 @@ INTERPRET = _switch("TRITON_INTERPRET")  # CPU tensors run the kernels in Triton
 NVTX = _switch("FUSED_OPS_NVTX")  # an NVTX range around every raw operator
 INLINE = _switch("FUSED_OPS_INLINE")  # AOTAutograd traces into the launches
 CLUSTER = _switch("FUSED_OPS_CLUSTER", True)  # long rows may run as clusters
+GLUON = _switch("FUSED_OPS_GLUON", True)  # long rows may wait in shared memory, in kernels written in Gluon
 COMPILE_WITH_ATEN = frozenset(filter(None, _text("FUSED_OPS_COMPILE_WITH_ATEN").lower().replace(" ", "").split(",")))
 BENCH_PREPARE_S = _seconds("FUSED_OPS_BENCH_PREPARE_S", 5.0)  # what a provider of bench may take to prepare
 

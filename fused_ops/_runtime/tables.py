@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..kernels.config import CLUSTER_CTAS, RowConfig, next_power_of_2
+from ..kernels.config import CLUSTER_CTAS, SHARED_COLUMNS, RowConfig, next_power_of_2
 from . import clusters as clusters_module
 from .device import KERNEL_DTYPES
 from .files import open_regular, read_open, read_regular
@@ -110,6 +110,9 @@ def check_config(key: Key, config: RowConfig, clusters: bool = False) -> None:
         raise ValueError(f"chunked: got {config.block_m} rows of {config.block_n}, allowed: {rows} of less than N = {key.N}")
     if not config.chunked and config.block_n != whole:
         raise ValueError(f"block_n: got {config.block_n}, allowed: {whole} for N = {key.N} unless chunked")
+    if config.variant == "shared":
+        _check_shared(key, config)
+        return
     if config.num_ctas > 1:
         clusters_module.check_cluster(key.kernel, config, clusters)
     if config.block_n > MAX_COLUMNS * config.num_ctas:
@@ -129,6 +132,15 @@ def check_config(key: Key, config: RowConfig, clusters: bool = False) -> None:
     prefetched = (config.num_stages - 1) * tile * key.itemsize
     if prefetched > MAX_PREFETCHED:
         raise ValueError(f"num_stages: got {prefetched} bytes of blocks on their way, allowed: up to {MAX_PREFETCHED}")
+
+
+def _check_shared(key: Key, config: RowConfig) -> None:
+    """Raise ValueError unless the rows of key can wait in shared memory as config says."""
+    least, most = SHARED_COLUMNS[key.kernel]
+    if key.itemsize != 2 or not least < key.N <= most:
+        raise ValueError(f"variant: shared rows are of {least + 1} to {most} 16-bit floats in {key.kernel}; got {key}")
+    if config != (only := RowConfig(1, config.block_n, 16, "shared")):
+        raise ValueError(f"variant: got {config}, allowed for shared rows: {only}")
 
 
 def parse(text: str, owner: Machine) -> dict[Key, RowConfig]:
@@ -266,8 +278,13 @@ def forget_tables() -> None:
     forget_plans()
 
 
-def measured(kernel: str, M: int, N: int, itemsize: int, device: int, packable: bool = False) -> RowConfig | None:
-    """The tuned configuration for a launch, or None where there is none, or none that can run."""
+def measured(
+    kernel: str, M: int, N: int, itemsize: int, device: int, packable: bool = False, shareable: bool = False
+) -> RowConfig | None:
+    """The tuned configuration for a launch, or None where there is none, or none that can run.
+
+    packable, shareable: whether the rows can be held in pairs, or in shared memory.
+    """
     config = _forced.get(kernel)
     if config is None:
         if device < 0:
@@ -280,4 +297,5 @@ def measured(kernel: str, M: int, N: int, itemsize: int, device: int, packable: 
         config = table.get(Key(kernel, next_power_of_2(M), N, itemsize))
     if config is not None and config.num_ctas > 1 and device >= 0 and not clusters_module.can_cluster(device):
         return None  # it had been measured, and was refused since
-    return None if config is None or (config.variant == "packed" and not packable) else config
+    able = config is not None and {"packed": packable, "shared": shareable}.get(config.variant, True)
+    return config if able else None

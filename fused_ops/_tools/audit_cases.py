@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._runtime import clusters, settings
+from .._runtime import clusters, gluon, settings
 from .._runtime.rows import at_vectors
 from .._torch.spec import REGISTRY, Op, Sample
 from ..kernels.config import CLUSTER_CAPABILITIES, CLUSTER_TRITON
@@ -45,7 +45,7 @@ _NAMES = {
 _NARROW = ("fp8e4nv", "bf16", "fp16")
 _BEFORE_CLUSTERS = (CLUSTER_TRITON[0], CLUSTER_TRITON[1] - 1)
 _UNSAID = ("ASM", "BF16", "CVT", "SAME")  # flags that follow from the GPU or the dtype; EDGES without SAME is said
-_DEFAULTS = {"num_warps": 4, "num_stages": 3, "num_ctas": 1}  # Triton's, where a launch says nothing
+_DEFAULTS = {"num_warps": 4, "num_stages": 3, "num_ctas": 1, "maxnreg": None}  # Triton's, where a launch says nothing
 
 
 def gpus_of(arch: int) -> tuple[Gpu, ...]:
@@ -89,6 +89,7 @@ def launches_on(gpu: Gpu, compiled: bool) -> Iterator[tuple[str, Launch]]:
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
             (clusters, "_triton", lambda: version), (clusters, "_given_up", set()), (settings, "CLUSTER", True),
+            (settings, "GLUON", True), (gluon, "_given_up", set()),
             (matmul_plan, "at_vectors", _without_addresses if compiled else at_vectors),
         ):  # fmt: skip
             stack.enter_context(replaced(owner, name, value))

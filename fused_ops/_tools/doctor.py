@@ -43,7 +43,7 @@ def installation() -> dict[str, Any]:
         "settings": {
             "FUSED_OPS_BACKEND": settings.BACKEND, "TRITON_INTERPRET": settings.INTERPRET,
             "FUSED_OPS_NVTX": settings.NVTX, "FUSED_OPS_INLINE": settings.INLINE,
-            "FUSED_OPS_CLUSTER": settings.CLUSTER, "FUSED_OPS_LAUNCH": settings.LAUNCH,
+            "FUSED_OPS_CLUSTER": settings.CLUSTER, "FUSED_OPS_GLUON": settings.GLUON, "FUSED_OPS_LAUNCH": settings.LAUNCH,
             "FUSED_OPS_COMPILE_WITH_ATEN": sorted(name for name, on in COMPILE_WITH_ATEN.items() if on),
             "FUSED_OPS_CACHE": str(settings.user_folder()),
         },

@@ -28,6 +28,8 @@ def candidates(key: Key, clusters: bool = False) -> list[RowConfig]:
                 found.append(RowConfig(block_m, block_n, warps))
         if key.itemsize == 2 and key.N >= 2048 and 8 <= values * block_n // (32 * warps) <= 128:
             found.append(RowConfig(1, block_n, warps, "packed"))
+        if "shared" in KERNELS[key.kernel].variants:
+            found.append(RowConfig(1, block_n, warps, "shared"))
         if key.N > 8192 and warps >= 4:
             rows = KERNELS[key.kernel].chunk_rows
             found += [

@@ -260,9 +260,9 @@ def chosen(key: tables.Key, args: Sequence[Any]) -> RowConfig:
         forget_plans()
     kernel, _, options = launches[0]
     name = kernel.fn.__name__
-    variant = next((v for v in ("packed", "chunked") if f"_{v}_" in name), "one_pass")
+    variant = next((v for v in ("packed", "shared", "chunked") if f"_{v}_" in name), "one_pass")
     return RowConfig(
-        options.get("BLOCK_M", 1), options["BLOCK_N"], options["num_warps"], variant,
+        options.get("BLOCK_M", 1), next_power_of_2(key.N) if variant == "shared" else options["BLOCK_N"], options["num_warps"], variant,
         options.get("num_stages", RowConfig.num_stages), options.get("num_ctas", 1),
     )  # fmt: skip
 

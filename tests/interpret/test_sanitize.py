@@ -39,7 +39,8 @@ def _families() -> dict[str, set[str]]:
 def test_every_family_of_kernels_is_watched(launched: set[str]) -> None:
     families = _families()
     assert len(families) >= 10
-    assert not {name for name, kernels in families.items() if not kernels & launched}
+    in_gluon = {name for name in families if name.endswith("_shared")}  # which no interpreter runs
+    assert {name for name, kernels in families.items() if not kernels & launched} == in_gluon
 
 
 def test_every_matmul_kernel_is_watched(launched: set[str]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 Width = bool  # whether a value is 64 bits wide
 Functions = Mapping[str, ast.FunctionDef]
 
+WIDE = ("tl.int64", "gl.int64")  # in Triton and in Gluon
+
 
 def functions(sources: Iterable[str]) -> dict[str, ast.FunctionDef]:
     """The functions that Triton compiles, by name."""
@@ -130,13 +132,13 @@ class _Walk:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
         if name == "to" and isinstance(node.func, ast.Attribute):
             self._of(node.func.value)
-            return ast.unparse(node.args[0]) == "tl.int64"
+            return ast.unparse(node.args[0]) in WIDE
         if name in self.known:
             return any(self._called(self.known[name], node))
         widths = self._of_each([*node.args, *(k.value for k in node.keywords)])
         if name in ("load", "dot", "arange"):  # floats, and a block's own few elements
             return False
-        return any(widths) or any(ast.unparse(a) == "tl.int64" for a in node.args)
+        return any(widths) or any(ast.unparse(a) in WIDE for a in node.args)
 
     def _counted(self, node: ast.expr) -> bool:
         """Whether a factor is an argument that counts elements, as it is."""

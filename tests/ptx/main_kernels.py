@@ -19,7 +19,7 @@ import triton
 from triton import JITFunction
 
 from fused_ops import REGISTRY, fused_softmax
-from fused_ops.kernels.config import CLUSTER_CTAS, MatmulConfig, RowConfig, has_clusters
+from fused_ops.kernels.config import CLUSTER_CTAS, SHARED_COLUMNS, MatmulConfig, RowConfig, has_clusters, next_power_of_2
 from fused_ops.ops.linear.matmul_plan import forced_config
 from fused_ops.testing import Op, forced, watch_launches
 from fused_ops.testing.ptx.gpu import Device, device
@@ -113,6 +113,9 @@ def _row_cases() -> Iterator[Case]:
                 "chunked": RowConfig(min(2, max(raw.tuned.chunk_rows)), 256, 4, "chunked", num_stages=3),
                 "packed": RowConfig(1, 512, 4, "packed"),
             }
+            if "shared" in raw.tuned.variants:
+                long = SHARED_COLUMNS[raw.name][0] + 8
+                configs["shared"] = RowConfig(1, next_power_of_2(long), 16, "shared")
             found = {variant: configs[variant] for variant in raw.tuned.variants}
             if len(raw.tuned.chunk_rows) > 1:  # sums over rows: several warps hold each column of them, one of which writes it
                 found["chunked_repeated"] = RowConfig(4, 128, 8, "chunked")
@@ -120,8 +123,8 @@ def _row_cases() -> Iterator[Case]:
                 found["cluster"] = RowConfig(1, CLUSTER_CTAS * 512, 4, num_ctas=CLUSTER_CTAS)
             for variant, config in found.items():
                 cluster = config.num_ctas > 1
-                shape = (3, CLUSTER_CTAS * COLUMNS) if cluster else (ROWS, COLUMNS)
-                dtype = torch.bfloat16 if variant == "packed" else torch.float32
+                shape = (3, CLUSTER_CTAS * COLUMNS if cluster else long) if cluster or variant == "shared" else (ROWS, COLUMNS)
+                dtype = torch.bfloat16 if variant in ("packed", "shared") else torch.float32
                 call = _call(op, not raw.forward, shape, dtype, None)
                 force = lambda name=raw.name, config=config: forced(name, config)  # noqa: E731
                 yield Case(f"{raw.name}_{variant}", 90, call, (force,), compiles=CLUSTERS or not cluster)

@@ -51,8 +51,10 @@ class _Loop:
 
         def value(expression: ast.expr) -> int:
             names = {node.id for node in ast.walk(expression) if isinstance(node, ast.Name)}
-            known = {n: arguments[n] if n in arguments else value(self.assigned[n]) for n in names - {"tl"}}
-            return eval(ast.unparse(_Scalars().visit(ast.parse(ast.unparse(expression)))), {"tl": language}, known)
+            known = {n: arguments[n] if n in arguments else value(self.assigned[n]) for n in names - {"tl", "gl"}}
+            return eval(
+                ast.unparse(_Scalars().visit(ast.parse(ast.unparse(expression)))), {"tl": language, "gl": language}, known
+            )
 
         return len(range(*map(value, self.bounds)))
 

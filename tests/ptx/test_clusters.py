@@ -26,6 +26,7 @@ ROWS = 3
 @pytest.fixture(autouse=True)
 def _wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "CLUSTER", True)
+    monkeypatch.setattr(settings, "GLUON", False)  # it comes before clusters
     forget_plans()
 
 

@@ -64,8 +64,8 @@ HALF, SINGLE = torch.bfloat16, torch.float32
 PLANNED: dict[
     str, tuple[Any, str, tuple[Any, ...]]
 ] = {  # the module, its function, what it is called with; no two arguments alike
-    "softmax_fwd": (softmax_launch, "_fwd_plan", (*ROWS, HALF, SINGLE, 0, True)),
-    "softmax_bwd": (softmax_launch, "_bwd_plan", (2, 65536, 65568, 1, 65552, 1, HALF, SINGLE, torch.float16, 0, True)),
+    "softmax_fwd": (softmax_launch, "_fwd_plan", (*ROWS, HALF, SINGLE, 0, True, False)),
+    "softmax_bwd": (softmax_launch, "_bwd_plan", (2, 65536, 65568, 1, 65552, 1, HALF, SINGLE, torch.float16, 0, True, False)),
     "layer_norm_fwd": (layer_norm_launch, "_fwd_plan", (*ROWS, 1e-5, HALF, SINGLE, torch.float16, True, 0)),
 }
 

@@ -29,6 +29,7 @@ SWITCHES = {
     "FUSED_OPS_NVTX": "NVTX",
     "FUSED_OPS_INLINE": "INLINE",
     "FUSED_OPS_CLUSTER": "CLUSTER",
+    "FUSED_OPS_GLUON": "GLUON",
 }
 CHOICES = {"FUSED_OPS_BACKEND": ("auto", "triton", "aten"), "FUSED_OPS_LAUNCH": ("auto", "triton")}
 

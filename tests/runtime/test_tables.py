@@ -67,6 +67,12 @@ def _changed(entry: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
 
 def _can_launch(key: Key, config: RowConfig) -> bool:
     """What a kernel's block must be, said again and otherwise than in check_config: nothing of it is about one field."""
+    if (
+        config.variant == "shared"
+    ):  # two bytes a column, in one row forward, two backward, or two of each of two in layer norm's
+        columns = {"softmax_fwd": 131072, "softmax_bwd": 65536, "layer_norm_bwd": 16384}[key.kernel]
+        only = (1, 2 * columns if columns < key.N else columns, 16, "shared", 1, 1)
+        return key.itemsize == 2 and columns // 2 < key.N <= columns and dataclasses.astuple(config) == only
     columns, threads = config.block_n // config.num_ctas, 32 * config.num_warps
     held = config.block_m * columns * (2 if config.variant == "packed" else 4)  # bytes of values in registers
     pipelined = (config.num_stages - 1) * config.block_m * columns * key.itemsize

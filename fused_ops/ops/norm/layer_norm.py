@@ -147,7 +147,11 @@ SPEC = define(
             launch=layer_norm_bwd_launch,
             bound=cases.bwd_bound,
             roles=Roles("x x v s s - - - -", "x5 v6 v7"),
-            tuned=Tuned(("norm/layer_norm_bwd",), ("one_pass", "chunked"), chunk_rows=(1, 2, 4, 8)),
+            tuned=Tuned(
+                ("norm/layer_norm_bwd", "norm/layer_norm_bwd_shared", "shared_rows"),
+                ("one_pass", "chunked", "shared"),
+                chunk_rows=(1, 2, 4, 8),
+            ),
         ),
         samples=cases.samples,
         errors=cases.errors,

@@ -11,11 +11,15 @@ from torch import Tensor
 from ..._runtime.backend import NO_FP64
 from ..._runtime.compiled import Planned
 from ..._runtime.device import KERNEL_DTYPES, properties_of
+from ..._runtime.gluon import gluon_wanted
 from ..._runtime.launch import launch
 from ..._runtime.notices import warn_once
 from ..._runtime.plans import MANY_ROWS, plan
-from ..._runtime.rows import column_sum, column_sums, empty_of, rows_and_strides
+from ..._runtime.rows import at_vectors, column_sum, column_sums, empty_of, rows_and_strides
+from ...kernels.config import SHARED_COLUMNS
 from .layer_norm_reference import layer_norm_bwd_reference, layer_norm_eager, layer_norm_reference
+
+BWD_SHARED_FROM = SHARED_COLUMNS["layer_norm_bwd"][0]  # columns
 
 
 @functools.cache
@@ -25,6 +29,14 @@ def _kernels() -> Any:
     from ...kernels.norm import layer_norm, layer_norm_bwd
 
     return layer_norm, layer_norm_bwd, rows, measured
+
+
+@functools.cache
+def _shared() -> Any:
+    from ..._runtime.gluon import or_no_gluon
+    from ...kernels.norm import layer_norm_bwd_shared
+
+    return layer_norm_bwd_shared, or_no_gluon
 
 
 @functools.cache
@@ -116,9 +128,10 @@ def layer_norm_bwd_launch(
     x2, _, stride_xm, stride_xn = rows_and_strides(x)
     N = x.shape[-1]
     w_dtype = None if weight is None else weight.dtype
+    in_vectors = N > BWD_SHARED_FROM and need_dx and at_vectors(dy2, x2, x2 if weight is None else weight) is True
     planned = _bwd_plan(
         (M - 1).bit_length(), N, stride_dym, stride_dyn, stride_xm, stride_xn, dy.dtype, x.dtype, w_dtype, need_dx, need_dw, need_db,
-        x.get_device(),
+        x.get_device(), in_vectors,
     )  # fmt: skip
     none = x if need_dx and need_dw and need_db else x.new_empty((0,))
     dx = empty_of(x, x.dtype) if need_dx else none
@@ -136,20 +149,35 @@ def layer_norm_bwd_launch(
 def _bwd_plan(
     row_bits: int, N: int, stride_dym: int, stride_dyn: int, stride_xm: int, stride_xn: int, dy_dtype: torch.dtype, dtype: torch.dtype,
     w_dtype: torch.dtype | None, need_dx: bool, need_dw: bool, need_db: bool, device: int,
+    in_vectors: bool,
 ) -> Planned:  # fmt: skip
-    """The launch of the backward over up to 2 ** row_bits rows; its grid is also the number of partial rows."""
+    """The launch of the backward over up to 2 ** row_bits rows; its grid is also the number of partial rows.
+
+    in_vectors: `at_vectors` of dy, x and the weight.
+    """
     M = 1 << row_bits
     _, bwd, rows, measured = _kernels()
     capability, sms = properties_of(device)
     column_stride = 1 if stride_dyn == stride_xn == 1 else 0
     vec = rows.whole_vectors(N, dtype.itemsize, column_stride, (stride_dym, stride_xm, N))
-    config = measured("layer_norm_bwd", M, N, dtype.itemsize, device)
+    wanted = in_vectors and vec > 1 and dy_dtype is dtype and dtype.itemsize == 2 and gluon_wanted(device)
+    in_shared = _shared()[0].layer_norm_bwd_shared_config(N, capability) if wanted else None
+    config = measured("layer_norm_bwd", M, N, dtype.itemsize, device, shareable=in_shared is not None) or in_shared
     config = config or bwd.layer_norm_bwd_config(M, N, dtype.itemsize, capability, sms, vec > 1)
     options = {
         "N": N, "stride_dym": stride_dym, "stride_dyn": stride_dyn, "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_dxm": N,
         "HAS_WEIGHT": w_dtype is not None, "NEED_DX": need_dx, "NEED_DW": need_dw, "NEED_DB": need_db,
         "VEC": vec, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "num_warps": config.num_warps,
     }  # fmt: skip
+    if config.variant == "shared":
+        shared, or_no_gluon = _shared()
+        options = {name: value for name, value in options.items() if name in shared.layer_norm_bwd_shared_kernel.arg_names}
+        planned = Planned(device, shared.layer_norm_bwd_shared_kernel, options | shared.placement(N), most=sms)
+        again = (
+            row_bits, N, stride_dym, stride_dyn, stride_xm, stride_xn, dy_dtype, dtype, w_dtype, need_dx, need_dw, need_db, device,
+            in_vectors,
+        )  # fmt: skip
+        return or_no_gluon(planned, functools.partial(_bwd_plan, *again))
     kernel = bwd.layer_norm_bwd_chunked_kernel if config.chunked else bwd.layer_norm_bwd_kernel
     most = bwd.layer_norm_bwd_programs(MANY_ROWS, config, sms)
     return Planned(device, kernel, options, block=config.block_m, most=most)

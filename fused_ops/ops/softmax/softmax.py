@@ -113,8 +113,8 @@ def _fused_softmax(input: Tensor, dim: Any, dtype: Any) -> Tensor:
 torch.jit._builtins._register_builtin(fused_softmax, "aten::softmax")
 
 
-_SOURCES = ("softmax/softmax", "softmax/softmax_cluster", "softmax/softmax_packed")
-_TUNED = Tuned(_SOURCES, ("one_pass", "chunked", "packed"), clustered=True)  # forward and backward alike
+_SOURCES = ("softmax/softmax", "softmax/softmax_cluster", "softmax/softmax_packed", "softmax/softmax_shared", "shared_rows")
+_TUNED = Tuned(_SOURCES, ("one_pass", "chunked", "packed", "shared"), clustered=True)  # forward and backward alike
 SPEC = define(
     Op(
         name="softmax",

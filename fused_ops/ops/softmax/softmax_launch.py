@@ -12,11 +12,15 @@ from torch import Tensor
 from ..._runtime.backend import NO_FP64
 from ..._runtime.compiled import Planned
 from ..._runtime.device import KERNEL_DTYPES, interpreting, properties_of
+from ..._runtime.gluon import gluon_wanted
 from ..._runtime.launch import launch
 from ..._runtime.notices import warn_once
 from ..._runtime.plans import plan
-from ..._runtime.rows import at_pairs, empty_of, rows_and_strides
+from ..._runtime.rows import at_pairs, at_vectors, empty_of, rows_and_strides
+from ...kernels.config import SHARED_COLUMNS
 from .softmax_reference import EXACT_IN_FP32, softmax_bwd_reference, softmax_reference
+
+FWD_SHARED_FROM, BWD_SHARED_FROM = SHARED_COLUMNS["softmax_fwd"][0], SHARED_COLUMNS["softmax_bwd"][0]  # columns
 
 
 @functools.cache
@@ -24,6 +28,14 @@ def _inner_kernels() -> Any:
     from ...kernels.softmax import softmax_inner
 
     return softmax_inner
+
+
+@functools.cache
+def _shared() -> Any:
+    from ..._runtime.gluon import or_no_gluon
+    from ...kernels.softmax import softmax_shared
+
+    return softmax_shared, or_no_gluon
 
 
 @functools.cache
@@ -111,8 +123,10 @@ def _inner_plan(
 def _launch_fwd_rows(x: Tensor, y: Tensor) -> None:
     """Launch the forward that fits: x of rows in its last dimension, y of as many elements, contiguous."""
     rows, M, stride_xm, stride_xn = rows_and_strides(x)
+    N = x.shape[-1]
+    in_vectors = N > FWD_SHARED_FROM and at_vectors(rows) is True
     planned = _fwd_plan(
-        (M - 1).bit_length(), x.shape[-1], stride_xm, stride_xn, x.dtype, y.dtype, x.get_device(), at_pairs(rows)
+        (M - 1).bit_length(), N, stride_xm, stride_xn, x.dtype, y.dtype, x.get_device(), at_pairs(rows), in_vectors
     )
     launch(planned, M, rows, y)
 
@@ -127,20 +141,27 @@ def _fwd_plan(
     out_dtype: torch.dtype,
     device: int,
     in_pairs: bool,
+    in_vectors: bool,
 ) -> Planned:
-    """The launch of the forward over up to 2 ** row_bits rows. in_pairs: `at_pairs` of x."""
+    """The launch of the forward over up to 2 ** row_bits rows. in_pairs: `at_pairs` of x; in_vectors: `at_vectors`."""
     M = 1 << row_bits
     rows, packed, cluster, row_vectors, measured, clusters_wanted, or_no_cluster = _row_kernels()
     itemsize = min(dtype.itemsize, out_dtype.itemsize)
-    again = functools.partial(_fwd_plan, *(row_bits, N, stride_xm, stride_xn, dtype, out_dtype, device, in_pairs))
+    again = functools.partial(_fwd_plan, *(row_bits, N, stride_xm, stride_xn, dtype, out_dtype, device, in_pairs, in_vectors))
     vec, edges, same = row_vectors(N, itemsize, stride_xn, (stride_xm, N))
     packable = in_pairs and dtype is out_dtype and itemsize == 2 and vec > 1 and same
-    config = measured("softmax_fwd", M, N, itemsize, device, packable)
+    wanted = in_vectors and packable and gluon_wanted(device)
+    shared = _shared()[0].softmax_shared_config("softmax_fwd", N, edges) if wanted else None
+    config = measured("softmax_fwd", M, N, itemsize, device, packable, shared is not None) or shared
     config = config or rows.softmax_fwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device))
     options = {
         "N": N, "stride_xm": stride_xm, "stride_ym": N, "VEC": vec, "EDGES": edges,
         "BLOCK_N": config.block_n, "num_warps": config.num_warps, "num_stages": config.num_stages,
     }  # fmt: skip
+    if config.variant == "shared":
+        kernels, or_no_gluon = _shared()
+        options = {"N": N, "stride_xm": stride_xm, "stride_ym": N, "VEC": vec, **kernels.placement(N, 1)}
+        return or_no_gluon(Planned(device, kernels.softmax_fwd_shared_kernel, options, most=properties_of(device)[1]), again)
     if config.num_ctas > 1:
         options["num_ctas"] = config.num_ctas
     if config.variant == "packed":
@@ -161,32 +182,41 @@ def _launch_bwd_rows(dy: Tensor, y: Tensor, dx: Tensor) -> None:
     y_rows, _, stride_ym, stride_yn = rows_and_strides(y)
     strides = (stride_dym, stride_dyn, stride_ym, stride_yn)
     in_pairs = at_pairs(dy_rows) and at_pairs(y_rows)
-    planned = _bwd_plan((M - 1).bit_length(), y.shape[-1], *strides, dy.dtype, y.dtype, dx.dtype, y.get_device(), in_pairs)
+    N = y.shape[-1]
+    in_vectors = N > BWD_SHARED_FROM and at_vectors(dy_rows, y_rows) is True
+    planned = _bwd_plan((M - 1).bit_length(), N, *strides, dy.dtype, y.dtype, dx.dtype, y.get_device(), in_pairs, in_vectors)
     launch(planned, M, dy_rows, y_rows, dx)
 
 
 @plan
 def _bwd_plan(
     row_bits: int, N: int, stride_dym: int, stride_dyn: int, stride_ym: int, stride_yn: int,
-    dy_dtype: torch.dtype, y_dtype: torch.dtype, dx_dtype: torch.dtype, device: int, in_pairs: bool,
+    dy_dtype: torch.dtype, y_dtype: torch.dtype, dx_dtype: torch.dtype, device: int, in_pairs: bool, in_vectors: bool,
 ) -> Planned:  # fmt: skip
-    """The launch of the backward over up to 2 ** row_bits rows. in_pairs: `at_pairs` of dy and y."""
+    """The launch of the backward over up to 2 ** row_bits rows. in_pairs: `at_pairs` of dy and y; in_vectors: `at_vectors`."""
     M = 1 << row_bits
     rows, packed, cluster, row_vectors, measured, clusters_wanted, or_no_cluster = _row_kernels()
     itemsize = min(dy_dtype.itemsize, y_dtype.itemsize, dx_dtype.itemsize)
     again = functools.partial(
-        _bwd_plan, *(row_bits, N, stride_dym, stride_dyn, stride_ym, stride_yn, dy_dtype, y_dtype, dx_dtype, device, in_pairs)
-    )
+        _bwd_plan, row_bits, N, stride_dym, stride_dyn, stride_ym, stride_yn, dy_dtype, y_dtype, dx_dtype, device, in_pairs, in_vectors
+    )  # fmt: skip
     vec, edges, same = row_vectors(N, itemsize, 1 if stride_dyn == stride_yn == 1 else 0, (stride_dym, stride_ym, N))
     if edges and not same:
         vec, edges = 1, False
     packable = in_pairs and dy_dtype is y_dtype is dx_dtype and itemsize == 2 and vec > 1
-    config = measured("softmax_bwd", M, N, itemsize, device, packable)
+    wanted = in_vectors and packable and gluon_wanted(device)
+    shared = _shared()[0].softmax_shared_config("softmax_bwd", N, edges) if wanted else None
+    config = measured("softmax_bwd", M, N, itemsize, device, packable, shared is not None) or shared
     config = config or rows.softmax_bwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device))
     options = {
         "N": N, "stride_dym": stride_dym, "stride_ym": stride_ym, "stride_dxm": N, "VEC": vec, "EDGES": edges,
         "BLOCK_N": config.block_n, "num_warps": config.num_warps, "num_stages": config.num_stages,
     }  # fmt: skip
+    if config.variant == "shared":
+        kernels, or_no_gluon = _shared()
+        strides = {"N": N, "stride_dym": stride_dym, "stride_ym": stride_ym, "stride_dxm": N}
+        options = {**strides, "VEC": vec, "EDGES": edges, **kernels.placement(N, 2)}
+        return or_no_gluon(Planned(device, kernels.softmax_bwd_shared_kernel, options, most=properties_of(device)[1]), again)
     if config.num_ctas > 1:
         options["num_ctas"] = config.num_ctas
     if config.variant == "packed":

@@ -26,7 +26,7 @@ POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float8_e4m3fn: "*fp8e4nv",
     torch.int32: "*i32", torch.int64: "*i64", torch.int8: "*i8", torch.uint8: "*u8",
 }  # fmt: skip
-OPTIONS = ("num_warps", "num_stages", "num_ctas")
+OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 _compiled: dict[Any, tuple[Any, Code]] = {}
 _change: Callable[[str], str] | None = None
 
@@ -74,12 +74,21 @@ def _compile(kernel: Any, values: dict[str, Any], options: dict[str, Any], arch:
     names = [name for name, kind in signature.items() if kind != "constexpr"]
     key = (kernel, arch, *signature.items(), *constants.items(), *attributes, *options.items())
     if key not in _compiled:
-        source = ASTSource(kernel, signature, constants, attributes)
+        source = _source_of(kernel)(kernel, signature, constants, attributes)
         target = GPUTarget("cuda", arch, 32)
         compiled = triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
         _compiled[key] = compiled, Code(Parser(compiled.asm["ptx"]).program)
     compiled, code = _compiled[key]
     return compiled, code if _change is None else Code(Parser(_change(compiled.asm["ptx"])).program), names
+
+
+def _source_of(kernel: Any) -> Any:
+    """What Triton compiles a kernel from: Gluon has a class of its own."""
+    if not kernel.is_gluon():
+        return ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    return GluonASTSource
 
 
 @contextmanager

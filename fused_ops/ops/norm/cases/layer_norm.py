@@ -209,6 +209,8 @@ def audit(device: str) -> Iterator[Sample]:
         yield call(INFERENCE, x(65536, N))
     yield call("", x(65536, 4096, torch.float16))
     yield call("", x(65536, 4096), affine=False)
+    for affine, N in ((True, 12288), (False, 16384)):  # in shared memory
+        yield call("", x(65536, N), affine)
     yield call("fp32 parameters", x(65536, 4096), dtype=torch.float32)
     yield call("odd address", x(65536, 4096, start=1))
     yield call("padded rows", x(65536, 1008)[:, :1000])

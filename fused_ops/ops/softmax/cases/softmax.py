@@ -160,6 +160,8 @@ def audit(device: str) -> Iterator[Sample]:
         yield Sample("few rows", (x(33, N),))
     for N in (4096, 32768, 65536, 131072):
         yield Sample("", (x(65536, N, torch.float16),))
+    for N in (40000, 57345, 69632, 114696, 122880):  # in shared memory: chunks of which some or none are held in registers
+        yield Sample("", (x(65536, N),))
     for N in (1000, 16384, 32768, 65536, 131072, 262143):  # no pairs of 16-bit floats from an odd address
         yield Sample("odd address", (x(65536, N, start=1),))
     yield Sample("padded rows", (x(65536, 1008)[:, :1000],))
