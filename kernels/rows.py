@@ -120,3 +120,9 @@ def sum_of_squares(values, mask, axis: tl.constexpr):
     if values.shape[axis] <= 64:
         squares = tl.where(mask, squares, 0.0)
     return tl.sum(squares, axis=axis)
+
+
+@triton.jit
+def two_sums(first, second, axis: tl.constexpr):
+    """(sum of first, sum of second) over axis: both cross between warps at once, with half the barriers of two sums."""
+    return tl.split(tl.sum(tl.join(first, second), axis=axis))

@@ -147,7 +147,7 @@ SPEC = define(
             launch=layer_norm_bwd_launch,
             bound=cases.bwd_bound,
             roles=Roles("x x v s s - - - -", "x5 v6 v7"),
-            tuned=Tuned(("norm/layer_norm_bwd",), ("one_pass", "chunked"), chunk_rows=(1, 2, 4, 8)),
+            tuned=Tuned(("norm/layer_norm_bwd", "norm/norm_bwd_wide"), ("one_pass", "chunked"), chunk_rows=(1, 2, 4)),
         ),
         samples=cases.samples,
         errors=cases.errors,

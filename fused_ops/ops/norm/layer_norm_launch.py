@@ -16,6 +16,7 @@ from ..._runtime.notices import warn_once
 from ..._runtime.plans import MANY_ROWS, plan
 from ..._runtime.rows import column_sum, column_sums, empty_of, rows_and_strides
 from .layer_norm_reference import layer_norm_bwd_reference, layer_norm_eager, layer_norm_reference
+from .wide_launch import columns_plan, launch_columns
 
 
 @functools.cache
@@ -122,9 +123,10 @@ def layer_norm_bwd_launch(
     )  # fmt: skip
     none = x if need_dx and need_dw and need_db else x.new_empty((0,))
     dx = empty_of(x, x.dtype) if need_dx else none
-    parts = x.new_empty((int(need_dw) + int(need_db), planned.grid(M), N), dtype=torch.float32)
+    parts = x.new_empty((int(need_dw) + int(need_db), planned.grid(M) // planned.across, N), dtype=torch.float32)
     db_part = parts[1] if need_dw and need_db else parts
-    launch(planned, M, dy2, x2, x if weight is None else weight.contiguous(), mean, rstd, dx, parts, db_part)
+    run = launch if planned.across == 1 else launch_columns
+    run(planned, M, dy2, x2, x if weight is None else weight.contiguous(), mean, rstd, dx, parts, db_part)
     dw_dtype = x.dtype if w_dtype is None else w_dtype
     db_dtype = x.dtype if bias_dtype is None else bias_dtype
     if need_dw and need_db:
@@ -137,7 +139,7 @@ def _bwd_plan(
     row_bits: int, N: int, stride_dym: int, stride_dyn: int, stride_xm: int, stride_xn: int, dy_dtype: torch.dtype, dtype: torch.dtype,
     w_dtype: torch.dtype | None, need_dx: bool, need_dw: bool, need_db: bool, device: int,
 ) -> Planned:  # fmt: skip
-    """The launch of the backward over up to 2 ** row_bits rows; its grid is also the number of partial rows."""
+    """The launch of the backward over up to 2 ** row_bits rows; its grid over `across` is the number of partial rows."""
     M = 1 << row_bits
     _, bwd, rows, measured = _kernels()
     capability, sms = properties_of(device)
@@ -148,8 +150,10 @@ def _bwd_plan(
     options = {
         "N": N, "stride_dym": stride_dym, "stride_dyn": stride_dyn, "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_dxm": N,
         "HAS_WEIGHT": w_dtype is not None, "NEED_DX": need_dx, "NEED_DW": need_dw, "NEED_DB": need_db,
-        "VEC": vec, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "num_warps": config.num_warps,
+        "VEC": vec, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "NUM_STAGES": config.num_stages,
+        "num_warps": config.num_warps,
     }  # fmt: skip
-    kernel = bwd.layer_norm_bwd_chunked_kernel if config.chunked else bwd.layer_norm_bwd_kernel
+    if config.chunked:
+        return columns_plan(config, options, device, sms, centred=True)
     most = bwd.layer_norm_bwd_programs(MANY_ROWS, config, sms)
-    return Planned(device, kernel, options, block=config.block_m, most=most)
+    return Planned(device, bwd.layer_norm_bwd_kernel, options, block=config.block_m, most=most)
