@@ -5,8 +5,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-COLUMN_SUM_BLOCK_P = 64
-COLUMN_SUM_BLOCK_N = 32
+from .config import next_power_of_2
+
+TILE = 4096  # elements: 8 vectors on their way in each of 128 threads
+MOST_ROWS = 256  # of a tile; its 16 columns are whole sectors of memory
+LEAST_ROWS = 16
+MOST_COLUMNS = 64
+
+
+def column_sum_blocks(P: int) -> tuple[int, int]:
+    """(BLOCK_P, BLOCK_N) of column_sum_kernel for up to P partial rows: a tile of all of them where it can hold them.
+
+    Few trips along P rather than wide tiles: a program waits for memory on each, and many programs hide that wait.
+    """
+    block_p = max(LEAST_ROWS, min(MOST_ROWS, next_power_of_2(P)))
+    return block_p, min(MOST_COLUMNS, TILE // block_p)
 
 
 @triton.jit

@@ -12,6 +12,7 @@ import triton.language as tl
 
 BF16_MINUS_INF_PAIR = tl.constexpr(-8323200)  # 0xff80ff80
 FP16_MINUS_INF_PAIR = tl.constexpr(-67044352)  # 0xfc00fc00
+LOG2_E = tl.constexpr(1.4426950408889634)  # 1 / ln 2
 
 
 def row_vectors(N: int, itemsize: int, column_stride: int, row_strides: tuple[int, ...]) -> tuple[int, bool, bool]:
@@ -120,3 +121,45 @@ def sum_of_squares(values, mask, axis: tl.constexpr):
     if values.shape[axis] <= 64:
         squares = tl.where(mask, squares, 0.0)
     return tl.sum(squares, axis=axis)
+
+
+@triton.jit
+def two_sums(first, second, axis: tl.constexpr):
+    """(sum of first, sum of second) over axis: both cross between warps at once, with half the barriers of two sums."""
+    return tl.split(tl.sum(tl.join(first, second), axis=axis))
+
+
+@triton.jit
+def exp_sub(x, row_max):
+    """exp(x - row_max) in three instructions, where tl.exp takes six. Results below 2^-126 are 0.
+
+    The difference comes first: x * LOG2_E - row_max * LOG2_E would take two, but errs by an ulp of x * LOG2_E.
+    """
+    return tl.exp2((x - row_max) * LOG2_E)
+
+
+@triton.jit
+def exp_over(x, row_max, log2_sum):
+    """exp(x - row_max) / 2^log2_sum in three instructions too. log2_sum errs by an ulp of log2(N), less than sqrt(N) of 1."""
+    return tl.exp2((x - row_max) * LOG2_E - log2_sum)
+
+
+@triton.jit
+def _max_bf16x2(a, b):
+    return tl.inline_asm_elementwise("max.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _max_f16x2(a, b):
+    return tl.inline_asm_elementwise("max.f16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def pair_max(pairs, BF16: tl.constexpr, ASM: tl.constexpr):
+    """The maximum of a block of pairs, as fp32; with ASM two numbers an instruction, and a NaN may be passed over."""
+    if ASM:
+        lo, hi = unpack(tl.reduce(pairs, 0, _max_bf16x2 if BF16 else _max_f16x2), BF16)
+        return tl.maximum(lo, hi)
+    else:
+        lo, hi = unpack(pairs, BF16)
+        return tl.max(tl.maximum(lo, hi), axis=0)

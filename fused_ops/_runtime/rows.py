@@ -74,18 +74,19 @@ def _reduce() -> Any:
 
 
 @plan
-def _column_sum_plan(N: int, stride_pp: int, first: torch.dtype, second: torch.dtype, device: int) -> Planned:
+def _column_sum_plan(row_bits: int, N: int, stride_pp: int, first: torch.dtype, second: torch.dtype, device: int) -> Planned:
+    """The launch of the second stage over up to 2 ** row_bits partial rows."""
     reduce = _reduce()
-    blocks = {"BLOCK_P": reduce.COLUMN_SUM_BLOCK_P, "BLOCK_N": reduce.COLUMN_SUM_BLOCK_N}
-    across = -(-N // reduce.COLUMN_SUM_BLOCK_N)
-    return Planned(device, reduce.column_sum_kernel, {"N": N, "stride_pp": stride_pp, **blocks}, across=across)
+    block_p, block_n = reduce.column_sum_blocks(1 << row_bits)
+    options = {"N": N, "stride_pp": stride_pp, "BLOCK_P": block_p, "BLOCK_N": block_n}
+    return Planned(device, reduce.column_sum_kernel, options, across=-(-N // block_n))
 
 
 def column_sum(part: Tensor, dtype: torch.dtype) -> Tensor:
     """part (P, N) fp32 summed over P, as (N,) in dtype: the second stage of a deterministic reduction."""
     P, N = part.shape
     out = part.new_empty((N,), dtype=dtype)
-    planned = _column_sum_plan(N, part.stride(0), dtype, dtype, part.get_device())
+    planned = _column_sum_plan((P - 1).bit_length(), N, part.stride(0), dtype, dtype, part.get_device())
     launch_grid(planned, planned.across, (P,), part, out, out)
     return out
 
@@ -94,6 +95,6 @@ def column_sums(parts: Tensor, first: torch.dtype, second: torch.dtype) -> tuple
     """(parts[0].sum(0) in dtype first, parts[1].sum(0) in dtype second), in one launch. parts (2, P, N) fp32, contiguous."""
     _, P, N = parts.shape
     a, b = parts.new_empty((N,), dtype=first), parts.new_empty((N,), dtype=second)
-    planned = _column_sum_plan(N, N, first, second, parts.get_device())
+    planned = _column_sum_plan((P - 1).bit_length(), N, N, first, second, parts.get_device())
     launch_grid(planned, 2 * planned.across, (P,), parts, a, b)
     return a, b

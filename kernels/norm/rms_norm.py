@@ -12,6 +12,7 @@ import triton.language as tl
 
 from ..config import RowConfig, cdiv, next_power_of_2, rows_that_fill
 from ..rows import aligned, edge_columns, split_row, sum_of_squares, tile_rows
+from .norm_bwd_wide import wide_config
 
 MAX_ONE_PASS = 32768  # columns whose fp32 values fit the registers of 32 warps without a spill
 MAX_ONE_PASS_BWD = 8192  # columns for which x, dy, w and the sum for dw fit the registers of 32 warps
@@ -40,7 +41,7 @@ def rms_norm_fwd_config(
 def rms_norm_bwd_config(
     M: int, N: int, itemsize: int, capability: tuple[int, int], sms: int, whole: bool = True, strided: bool = False
 ) -> RowConfig:
-    """The configuration of rms_norm_bwd_kernel (or its chunked form) for M rows of N elements of itemsize bytes.
+    """The configuration of rms_norm_bwd_kernel, or of the kernels of norm_bwd_wide.py, for M rows of N elements of itemsize bytes.
 
     whole: whether every row is a whole number of aligned vectors. Only such rows are prefetched, enough of them that an SM
     has 32 KB of x and dy on their way. Other rows hold more registers, and are chunked from fewer columns on.
@@ -48,11 +49,7 @@ def rms_norm_bwd_config(
     """
     block_n = next_power_of_2(N)
     if block_n > (MAX_ONE_PASS_BWD if whole else MAX_ONE_PASS_BWD // 2):
-        block_m = max(1, min(4, 131072 // (block_n * itemsize)))  # the second pass finds these rows in an L2 of 40 MB
-        block_m = rows_that_fill(M, block_m, sms, programs_per_sm=1)
-        tile = 16384 // itemsize if whole else 4096
-        num_stages = 2 if whole and capability[0] < 12 else 1  # on sm_120 prefetching spills, and costs programs an SM
-        return RowConfig(block_m, tile // block_m, num_warps=16, variant="chunked", num_stages=num_stages)
+        return wide_config(itemsize, whole)
     if block_n <= 256:
         tile = 4096 // itemsize if whole else 1024
         block_m = rows_that_fill(M, max(4, tile // block_n), sms, least=4)
@@ -65,11 +62,11 @@ def rms_norm_bwd_config(
 
 
 def rms_norm_bwd_programs(M: int, config: RowConfig, sms: int) -> int:
-    """How many programs (and rows of partial sums) the backward launches: bounded by the SMs, never by M.
+    """How many programs (and rows of partial sums) rms_norm_bwd_kernel has: bounded by the SMs, never by M.
 
     As many an SM as its registers hold, but at most 4, so that the partial sums stay few.
     """
-    per_sm = 1 if config.chunked else max(1, min(4, MAX_ONE_PASS_BWD // (config.block_m * config.block_n)))
+    per_sm = max(1, min(4, MAX_ONE_PASS_BWD // (config.block_m * config.block_n)))
     return max(1, min(cdiv(M, config.block_m), sms * per_sm))
 
 
@@ -228,55 +225,3 @@ def rms_norm_bwd_kernel(
             dw += dy * h
     if NEED_DW:
         tl.store(dw_part_ptr + aligned(program * N, VEC) + cols, tl.sum(dw, axis=0), mask=in_row)
-
-
-@triton.jit
-def rms_norm_bwd_chunked_kernel(
-    dy_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, dw_part_ptr, M, N, stride_dym, stride_dyn, stride_xm, stride_xn, stride_dxm,
-    HAS_WEIGHT: tl.constexpr, NEED_DX: tl.constexpr, NEED_DW: tl.constexpr,
-    VEC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr,
-):  # fmt: skip
-    """rms_norm_bwd_kernel for rows of any length: per tile of rows, the mean of g * h over chunks, then dx and dw.
-
-    dy, x (M, N) any float, any strides | w (N,) any float, stride 1 | rstd (M,) fp32 | dx (M, N), last stride 1
-    dw_part (P, N) fp32, P the number of programs
-    Grid (P,). A program adds to its own partial row, which stays in L2; its first tile writes instead of adding.
-    NUM_STAGES: chunks in flight, the next ones in shared memory.
-    """
-    program = tl.program_id(0).to(tl.int64)
-    programs = tl.num_programs(0)
-    end = aligned(N, VEC)
-    for tile in tl.range(program, tl.cdiv(M, BLOCK_M), programs):
-        rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        in_m = (rows < M)[:, None]
-        rows_before = tl.full([BLOCK_N], tile - program, tl.int64)  # > 0 where an earlier tile of this program wrote
-        rstd = tl.load(rstd_ptr + rows, mask=rows < M, other=0.0)[:, None]
-        dy_rows = dy_ptr + aligned(rows * stride_dym, VEC)[:, None]
-        x_rows = x_ptr + aligned(rows * stride_xm, VEC)[:, None]
-        acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)  # g * h
-        if NEED_DX:
-            for start in tl.range(0, N, BLOCK_N, num_stages=NUM_STAGES):
-                cols = start + tl.arange(0, BLOCK_N)
-                wide = cols.to(tl.int64)[None, :]
-                mask = in_m & (cols < end)[None, :]
-                dy = tl.load(dy_rows + wide * stride_dyn, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
-                x = tl.load(x_rows + wide * stride_xn, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
-                acc += scaled(dy, w_ptr, cols, cols < end, HAS_WEIGHT) * tl.where(mask, x * rstd, 0.0)
-        gh_mean = (tl.sum(acc, axis=1) / N)[:, None]
-        for start in tl.range(0, N, BLOCK_N):
-            cols = start + tl.arange(0, BLOCK_N)
-            in_row = cols < end
-            wide = cols.to(tl.int64)[None, :]
-            mask = in_m & in_row[None, :]
-            dy = tl.load(dy_rows + wide * stride_dyn, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-            x = tl.load(x_rows + wide * stride_xn, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-            h = x * rstd
-            if NEED_DX:
-                dx = rstd * (scaled(dy, w_ptr, cols, in_row, HAS_WEIGHT) - h * gh_mean)
-                dx_ptrs = dx_ptr + aligned(rows * stride_dxm, VEC)[:, None] + cols[None, :]
-                tl.store(dx_ptrs, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-            if NEED_DW:
-                dw_ptrs = dw_part_ptr + aligned(program * N, VEC) + cols
-                dw = tl.load(dw_ptrs, mask=in_row & (rows_before > 0), other=0.0) + tl.sum(dy * h, axis=0)
-                tl.store(dw_ptrs, dw, mask=in_row)
-        tl.debug_barrier()  # the next tile reads back the partial row

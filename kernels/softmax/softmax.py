@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ..config import CLUSTER_CTAS, RowConfig, next_power_of_2, rows_that_fill
-from ..rows import aligned, edge_columns, split_row
+from ..rows import aligned, edge_columns, exp_over, exp_sub, split_row
 
 MAX_ONE_PASS_FWD = 32768  # columns whose fp32 values fit the registers of 32 warps without a spill
 MAX_ONE_PASS_BWD = 16384  # the backward holds two rows
@@ -92,10 +92,10 @@ def softmax_fwd_kernel(
     row_max = tl.max(x, axis=1)
     if EDGES:
         row_max = tl.maximum(row_max, tl.max(x_edge, axis=1))
-    e = tl.exp(x - row_max[:, None])
+    e = exp_sub(x, row_max[:, None])
     row_sum = tl.sum(e, axis=1)
     if EDGES:
-        e_edge = tl.exp(x_edge - row_max[:, None])
+        e_edge = exp_sub(x_edge, row_max[:, None])
         row_sum += tl.sum(e_edge, axis=1)
     scale = (1.0 / row_sum)[:, None]
     tl.store(y_ptr + y_row[:, None] + cols[None, :], (e * scale).to(y_ptr.dtype.element_ty), mask=mask)
@@ -115,7 +115,7 @@ def softmax_fwd_chunked_kernel(
     """
     row = tl.program_id(0).to(tl.int64)
     x_row, y_row, count = row * stride_xm, row * stride_ym, N
-    row_max = float("-inf")
+    row_max = tl.full([], float("-inf"), tl.float32)
     row_sum = 0.0
     if EDGES:
         head, wide_count = split_row(x_row, N, VEC)
@@ -123,7 +123,7 @@ def softmax_fwd_chunked_kernel(
         x_edge = tl.load(x_ptr + x_row + edge, mask=in_edge, other=float("-inf")).to(tl.float32)
         y_edge_ptrs = y_ptr + y_row + edge
         row_max = tl.max(x_edge, axis=0)
-        row_sum = tl.sum(tl.exp(x_edge - tl.where(row_max == float("-inf"), 0.0, row_max)), axis=0)
+        row_sum = tl.sum(exp_sub(x_edge, tl.where(row_max == float("-inf"), 0.0, row_max)), axis=0)
         x_row, y_row, count = aligned(x_row + head, VEC), y_row + head, aligned(wide_count.to(tl.int32), VEC)
         if SAME:
             y_row = aligned(y_row, VEC)
@@ -135,17 +135,17 @@ def softmax_fwd_chunked_kernel(
         x = tl.load(x_ptrs, mask=cols < count, other=float("-inf"), eviction_policy="evict_last").to(tl.float32)
         new_max = tl.maximum(row_max, tl.max(x, axis=0))
         shift = tl.where(new_max == float("-inf"), 0.0, new_max)  # so far nothing but -inf: its sum is 0, not NaN
-        row_sum = row_sum * tl.exp(row_max - shift) + tl.sum(tl.exp(x - shift), axis=0)
+        row_sum = row_sum * exp_sub(row_max, shift) + tl.sum(exp_sub(x, shift), axis=0)
         row_max = new_max
-    scale = 1.0 / row_sum
+    log2_sum = tl.log2(row_sum)
     for start in tl.range(0, count, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N)
         x_ptrs = x_ptr + x_row + cols.to(tl.int64) * stride_xn
         x = tl.load(x_ptrs, mask=cols < count, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        y = tl.exp(x - row_max) * scale
+        y = exp_over(x, row_max, log2_sum)
         tl.store(y_ptr + y_row + cols, y.to(y_ptr.dtype.element_ty), mask=cols < count)
     if EDGES:
-        tl.store(y_edge_ptrs, (tl.exp(x_edge - row_max) * scale).to(y_ptr.dtype.element_ty), mask=in_edge)
+        tl.store(y_edge_ptrs, exp_over(x_edge, row_max, log2_sum).to(y_ptr.dtype.element_ty), mask=in_edge)
 
 
 @triton.jit

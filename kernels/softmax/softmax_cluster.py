@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..rows import aligned, edge_columns, split_row
+from ..rows import aligned, edge_columns, exp_sub, split_row
 
 
 @triton.jit
@@ -41,10 +41,10 @@ def softmax_fwd_cluster_kernel(
     row_max = tl.max(x, axis=0)
     if EDGES:
         row_max = tl.maximum(row_max, tl.max(x_edge, axis=0))
-    e = tl.exp(x - row_max)
+    e = exp_sub(x, row_max)
     row_sum = tl.sum(e, axis=0)
     if EDGES:
-        e_edge = tl.exp(x_edge - row_max)
+        e_edge = exp_sub(x_edge, row_max)
         row_sum += tl.sum(e_edge, axis=0)
     scale = 1.0 / row_sum
     tl.store(y_ptr + y_row + cols, (e * scale).to(y_ptr.dtype.element_ty), mask=cols < count)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from ..config import RowConfig, next_power_of_2
+from ..rows import exp_over, exp_sub
 
 
 def softmax_inner_config(N: int, K: int, itemsize: int, capability: tuple[int, int], sms: int) -> RowConfig:
@@ -48,19 +49,20 @@ def softmax_fwd_inner_kernel(
             x = tl.load(x_ptrs + rows[:, None] * stride_xn, mask=mask, other=float("-inf")).to(tl.float32)
             new_max = tl.maximum(col_max, tl.max(x, axis=0))
             shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-            col_sum = col_sum * tl.exp(col_max - shift) + tl.sum(tl.exp(x - shift[None, :]), axis=0)
+            col_sum = col_sum * exp_sub(col_max, shift) + tl.sum(exp_sub(x, shift[None, :]), axis=0)
             col_max = new_max
+        log2_sum = tl.log2(col_sum)
         for start in tl.range(0, N, BLOCK_N):
             rows = start + n
             mask = (rows < N)[:, None] & in_k
             x = tl.load(x_ptrs + rows[:, None] * stride_xn, mask=mask, other=0.0).to(tl.float32)
-            y = tl.exp(x - col_max[None, :]) / col_sum[None, :]
+            y = exp_over(x, col_max[None, :], log2_sum[None, :])
             tl.store(y_ptrs + rows[:, None] * stride_yn, y.to(y_ptr.dtype.element_ty), mask=mask)
     else:
         mask = (n < N)[:, None] & in_k
         x = tl.load(x_ptrs + n[:, None] * stride_xn, mask=mask, other=float("-inf")).to(tl.float32)
-        e = tl.exp(x - tl.max(x, axis=0)[None, :])
-        y = e / tl.sum(e, axis=0)[None, :]
+        e = exp_sub(x, tl.max(x, axis=0)[None, :])
+        y = e * (1.0 / tl.sum(e, axis=0))[None, :]
         tl.store(y_ptrs + n[:, None] * stride_yn, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 

@@ -8,7 +8,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..rows import BF16_MINUS_INF_PAIR, FP16_MINUS_INF_PAIR, aligned, edge_columns, opaque_zero, pack, split_row, unpack
+from ..rows import (
+    BF16_MINUS_INF_PAIR,
+    FP16_MINUS_INF_PAIR,
+    aligned,
+    edge_columns,
+    exp_over,
+    exp_sub,
+    opaque_zero,
+    pack,
+    pair_max,
+    split_row,
+    unpack,
+)
 
 
 @triton.jit
@@ -33,16 +45,15 @@ def softmax_fwd_packed_kernel(
     x_pairs = x_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + aligned((x_row + head) // 2, VEC // 2)
     mask = pairs < aligned((count // 2).to(tl.int32), VEC // 2)
     x = tl.load(x_pairs + pairs, mask=mask, other=BF16_MINUS_INF_PAIR if BF16 else FP16_MINUS_INF_PAIR)
-    lo, hi = unpack(x, BF16)
-    row_max = tl.max(tl.maximum(lo, hi), axis=0)
+    row_max = pair_max(x, BF16, ASM)  # a NaN that it passes over is NaN again in the sum
     if EDGES:
         row_max = tl.maximum(row_max, tl.max(x_edge, axis=0))
     x ^= opaque_zero(N, row_max)
     lo, hi = unpack(x, BF16)
-    row_sum = tl.sum(tl.exp(lo - row_max) + tl.exp(hi - row_max), axis=0)
+    row_sum = tl.sum(exp_sub(lo, row_max) + exp_sub(hi, row_max), axis=0)
     if EDGES:
-        row_sum += tl.sum(tl.exp(x_edge - row_max), axis=0)
-    scale = 1.0 / row_sum
+        row_sum += tl.sum(exp_sub(x_edge, row_max), axis=0)
+    log2_sum = tl.log2(row_sum)
     x ^= opaque_zero(N, row_sum)
     lo, hi = unpack(x, BF16)
     row += opaque_zero(N, row_sum)  # what follows from row is computed again rather than kept
@@ -50,11 +61,11 @@ def softmax_fwd_packed_kernel(
     if EDGES:
         head, count = split_row(y_row, N, VEC)
         edge, in_edge = edge_columns(tl.arange(0, 2 * VEC), head, count, N, VEC)
-        y_edge = tl.exp(x_edge - row_max) * scale
+        y_edge = exp_over(x_edge, row_max, log2_sum)
         tl.store(y_ptr + y_row + edge, y_edge.to(y_ptr.dtype.element_ty), mask=in_edge)
     y_pairs = y_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + aligned((y_row + head) // 2, VEC // 2)
     mask = pairs < aligned((count // 2).to(tl.int32), VEC // 2)
-    y = pack(tl.exp(lo - row_max) * scale, tl.exp(hi - row_max) * scale, BF16, ASM)
+    y = pack(exp_over(lo, row_max, log2_sum), exp_over(hi, row_max, log2_sum), BF16, ASM)
     tl.store(y_pairs + pairs, y, mask=mask)
 
 

@@ -6,10 +6,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..config import SHARED_COLUMNS, RowConfig, cdiv, next_power_of_2
-from ..rows import edge_columns, split_row
+from ..rows import edge_columns, exp_over, exp_sub, split_row
 from ..shared_rows import COLUMNS, MAX_REGISTERS, SHARED_BYTES, WARPS, behind, commit, copy_in, row_part, wait
 
-LOG2_E = gl.constexpr(1.4426950408889634)
 EDGES_BWD = SHARED_BYTES // 4 // COLUMNS * COLUMNS  # of rows that start anywhere: both wait in shared memory alone
 
 
@@ -31,16 +30,6 @@ def placement(N: int, rows: int) -> dict[str, int]:
     all_chunks = cdiv(N, COLUMNS)
     shared = min(all_chunks, SHARED_BYTES // (2 * COLUMNS) - (rows - 1) * all_chunks)
     return {"BLOCK_N": COLUMNS, "SHARED": shared, "HELD": all_chunks - shared, "num_warps": WARPS, "maxnreg": MAX_REGISTERS}
-
-
-@gluon.jit
-def _exp_sub(x, row_max):
-    return gl.exp2((x.to(gl.float32) - row_max) * LOG2_E)
-
-
-@gluon.jit
-def _exp_over(x, row_max, log2_sum):
-    return gl.exp2((x.to(gl.float32) - row_max) * LOG2_E - log2_sum)
 
 
 @gluon.jit
@@ -83,12 +72,12 @@ def softmax_fwd_shared_kernel(
         row_max = gl.max(largest, axis=0)
         total = gl.zeros([BLOCK_N], gl.float32, layout)
         for c in range(SHARED):
-            e = _exp_sub(chunks.index(c).load(layout), row_max)
+            e = exp_sub(chunks.index(c).load(layout).to(gl.float32), row_max)
             total += gl.where(c * BLOCK_N + cols < end, e, 0.0)
         again = ()
         for j in gl.static_range(HELD):
             again = again + (behind(held[j], N, row_max),)
-            total += _exp_sub(again[j], row_max)
+            total += exp_sub(again[j].to(gl.float32), row_max)
         log2_sum = gl.log2(gl.sum(total, axis=0))
         y_row = row_part(y_ptr, row * stride_ym, VEC)
         row += programs
@@ -96,14 +85,14 @@ def softmax_fwd_shared_kernel(
         x_row = row_part(x_ptr, row * stride_xm, VEC)
         for c in range(SHARED):
             at = c * BLOCK_N + cols
-            y = _exp_over(chunks.index(c).load(layout), row_max, log2_sum)
+            y = exp_over(chunks.index(c).load(layout).to(gl.float32), row_max, log2_sum)
             gl.store(y_row + at, y.to(out), mask=at < end)
             copy_in(chunks.index(c), x_row + at, mask=more & (at < end))
         commit()
         held = ()
         for j in gl.static_range(HELD):
             at = (SHARED + j) * BLOCK_N + cols
-            y = _exp_over(behind(again[j], N, log2_sum), row_max, log2_sum)
+            y = exp_over(behind(again[j], N, log2_sum).to(gl.float32), row_max, log2_sum)
             gl.store(y_row + at, y.to(out), mask=at < end)
             held = held + (gl.load(x_row + at, mask=more & (at < end), other=INF),)
 

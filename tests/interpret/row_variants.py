@@ -28,6 +28,7 @@ LAYER_NORM_CONFIGS = {
     "chunked": RowConfig(1, 64, 2, "chunked"),
     "chunked_tile": RowConfig(4, 64, 2, "chunked"),
 }
+WIDE_KERNELS = ("norm_bwd_chunked_sums_kernel", "norm_bwd_chunked_columns_kernel")  # of the norms' chunked backwards
 
 
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:

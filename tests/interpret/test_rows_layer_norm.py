@@ -10,7 +10,7 @@ import torch
 from fused_ops import REGISTRY, fused_layernorm
 from fused_ops.kernels.config import RowConfig
 from fused_ops.testing import ContractMode
-from tests.interpret.row_variants import LAYER_NORM_CONFIGS, LAYOUTS, layouts
+from tests.interpret.row_variants import LAYER_NORM_CONFIGS, LAYOUTS, WIDE_KERNELS, layouts
 
 LAYER_NORM_CASES = [  # fp16 loads other vectors: of the variants, tile and chunked in every run
     pytest.param(
@@ -46,7 +46,7 @@ def test_layer_norm(force: Any, variant: str, layout: str, dtype: torch.dtype) -
             dy = torch.randn(x.shape[::-1]).to(dtype).t()
         launched.clear()
         spec.bwd(dy, x, w, mean, rstd, True, True, True, dtype)
-    assert set(launched) == {f"layer_norm_bwd{suffix}_kernel"}
+    assert set(launched) == (set(WIDE_KERNELS) if config.chunked else {"layer_norm_bwd_kernel"})
 
 
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "special"])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fused_ops._runtime.tables import Key, check_config
 from fused_ops.kernels.config import CLUSTER_TRITON, cdiv, has_clusters, next_power_of_2
-from fused_ops.kernels.norm import layer_norm, layer_norm_bwd, layer_norm_cluster, rms_norm
+from fused_ops.kernels.norm import layer_norm, layer_norm_bwd, layer_norm_cluster, norm_bwd_wide, rms_norm
+from fused_ops.kernels.reduce import column_sum_blocks
 from fused_ops.kernels.softmax import softmax, softmax_inner
 from fused_ops.testing import KERNELS
 
@@ -102,6 +103,27 @@ def test_partial_rows_are_bounded_by_the_chip(M: int, N: int, sms: int) -> None:
     config = layer_norm_bwd.layer_norm_bwd_config(M, N, 2, (9, 0), sms)
     programs = layer_norm_bwd.layer_norm_bwd_programs(M, config, sms)
     assert 1 <= programs <= min(4 * sms, cdiv(M, config.block_m))
+
+
+@given(
+    M=st.integers(1, 1 << 30), N=st.integers(8193, 1 << 19), itemsize=st.sampled_from([2, 4]), sms=st.sampled_from([1, 20, 132])
+)
+def test_groups_of_rows_fill_the_chip_once(M: int, N: int, itemsize: int, sms: int) -> None:
+    """The chunked backward of a norm: its programs are on the chip at once, and each group has a tile of rows."""
+    for whole in (False, True):
+        config = norm_bwd_wide.wide_config(itemsize, whole)
+        groups, strips = norm_bwd_wide.row_groups(M, N, config, sms), cdiv(N, config.block_n)
+        assert 1 <= groups <= cdiv(M, config.block_m)
+        assert groups == 1 or groups * strips <= 4 * sms
+        assert config.block_n * itemsize == 16 * 32 * config.num_warps  # a column has one thread
+
+
+@given(P=st.integers(1, 1 << 20))
+def test_tiles_of_partial_rows(P: int) -> None:
+    block_p, block_n = column_sum_blocks(P)
+    assert block_p * block_n <= 4096
+    assert 16 <= block_n <= 64
+    assert block_p >= min(P, 256)
 
 
 @given(N=st.integers(1, 1 << 19), K=st.integers(1, 1 << 19))

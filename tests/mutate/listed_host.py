@@ -71,7 +71,7 @@ LAUNCH = (
     ),
     fault(
         "K18", "launch", "partial rows of programs that do not exist", "ops/norm/layer_norm_launch", "layer_norm_bwd_launch",
-        "planned.grid(M), N)", "planned.most, N)", interpreted("rows_layer_norm", "backward_of_what_is_needed"), interpreted("contract", "test_within_contract[layer_norm-float32 and no_"),
+        "planned.grid(M) // planned.across, N)", "planned.most, N)", interpreted("rows_layer_norm", "backward_of_what_is_needed"), interpreted("contract", "test_within_contract[layer_norm-float32 and no_"),
     ),
 )  # fmt: skip
 

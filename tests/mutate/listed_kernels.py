@@ -138,8 +138,8 @@ MUTANTS = (
         '" $0, $2, $1;"', '" $0, $1, $2;"', aten("ptx/test_kernels.py", "packed_rows_of_infinities and 65536"),
     ),
     kernel(
-        "K26", "no barrier before a partial row is read back", "norm/layer_norm_bwd", "layer_norm_bwd_chunked_kernel",
-        "tl.debug_barrier()", "pass", aten("ptx/test_tiles.py", "layer_norm and repeated"),
+        "K26", "a strip of columns leaves out its last tile of rows", "norm/norm_bwd_wide", "norm_bwd_chunked_columns_kernel",
+        "tl.range(group, tiles, groups", "tl.range(group, tiles - 1, groups", interpreted("rows_layer_norm", "chunked"),
     ),
     kernel(
         "K27", "a cluster adds the edges twice", "softmax/softmax_cluster", "softmax_fwd_cluster_kernel",

@@ -121,7 +121,7 @@ NEAREST: dict[str, Selection] = {
     "layer_norm_fwd_chunked": interpreted("rows_layer_norm", "test_layer_norm[chunked"),
     "layer_norm_fwd_cluster": interpreted("rows_layer_norm", "clusters"),
     "layer_norm_fwd_kernel": interpreted("rows_layer_norm", "test_layer_norm[tile"),
-    "layer_norm_bwd_chunked": interpreted("rows_layer_norm", "test_layer_norm[chunked_tile or needed"),
+    "norm_bwd_chunked": interpreted("rows_layer_norm", "test_layer_norm[chunked_tile or needed"),
     "layer_norm_bwd_kernel": interpreted("rows_layer_norm", "test_layer_norm[tile"),
     "rms_norm": interpreted("rows_rms_norm"),
     "gated_linear_fwd": interpreted("linear_variants", "gated"),

@@ -190,6 +190,11 @@ def integer(parts: list[str], kind: str, operands: list[int], bits: list[int]) -
 def computed(mnemonic: str, bits: list[int], kinds: list[str]) -> int | str:
     """The bits of an arithmetic instruction's result."""
     *parts, kind = mnemonic.split(".")
+    if kind.endswith("x2"):
+        single = kind.removesuffix("x2")
+        halves = [computed(".".join([*parts, single]), [b >> shift & 0xFFFF for b in bits], [single] * 2) for shift in (0, 16)]
+        low, high = (0x7FFF if half == NAN else int(half) for half in halves)
+        return low | high << 16
     if kind not in FORMATS:
         return integer(parts, kind, [int(number(b, k)) for b, k in zip(bits, kinds)], bits)
     flush = "ftz" in parts

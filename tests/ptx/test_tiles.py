@@ -14,6 +14,7 @@ if sys.platform != "linux":
 from fused_ops import REGISTRY
 from fused_ops._runtime.rows import column_sum
 from fused_ops.kernels.config import RowConfig
+from fused_ops.kernels.reduce import column_sum_blocks
 from fused_ops.ops.linear.matmul import act_bwd
 from fused_ops.ops.linear.matmul_gated import gate_bwd
 from fused_ops.testing import KERNELS, ContractMode, Op, forced
@@ -33,17 +34,16 @@ OPS = [op for op in REGISTRY.values() if op.tuned and " v" in op.roles.inputs]
 
 
 def kernel(op: Op, name: str) -> str:
-    return f"{op.name}_bwd_{'chunked_' * CONFIGS[name].chunked}kernel"
+    return "norm_bwd_chunked_columns_kernel" if CONFIGS[name].chunked else f"{op.name}_bwd_kernel"
 
 
 def backward(op: Op, name: str, alone: bool = False) -> None:
-    """A backward over rows of 500 columns by as few programs as there can be, several chunks a row where it is chunked.
+    """A backward over 9 rows of 500 columns by as few programs as there can be, several strips of columns where it is chunked.
 
-    Their number is no multiple of a program's rows. alone: the last gradient only.
+    The number of rows is no multiple of a program's rows. alone: the last gradient only.
     """
     config = CONFIGS[name]
-    rows = 5 if config.chunked else 9  # one program, or four
-    (x, *others), kwargs = op.bench.make("cpu", (rows, 500), torch.float32, None)
+    (x, *others), kwargs = op.bench.make("cpu", (9, 500), torch.float32, None)
     args, wanted = leaves((x, *others))
     for leaf in wanted[: len(wanted) - 1] if alone else []:
         leaf.requires_grad_(False)
@@ -88,29 +88,26 @@ def test_a_gates_backward() -> None:
 
 @SeveralTurns("column_sum_kernel")
 def test_more_partial_rows_than_a_step_takes() -> None:
-    part = torch.randn(130, 40)
-    with device(90):
+    part = torch.randn(600, 40)
+    with device(90) as gpu:
         total = column_sum(part, torch.float32)
+    hold_to_banks(gpu.launches)
     torch.testing.assert_close(total, part.sum(0))
+
+
+@pytest.mark.parametrize("P", [1, 7, 33, 100])
+def test_a_tile_of_all_partial_rows(P: int) -> None:
+    part = torch.randn(P, 300)
+    with device(90) as gpu:
+        total = column_sum(part, torch.bfloat16)
+    hold_to_banks(gpu.launches)
+    assert gpu.launches[0].programs == -(-300 // column_sum_blocks(P)[1])
+    torch.testing.assert_close(total, part.sum(0).bfloat16())
 
 
 def test_every_loop_over_rows_takes_several_turns_in_a_test() -> None:
     """A kernel of which no program of any test came to a second tile would hide what two of them get wrong."""
     assert {kernel(op, name) for op in OPS for name in CONFIGS} | TESTED == set(LOOPS)
-
-
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
-def test_the_barrier_between_tiles_is_needed(op: Op) -> None:
-    """The next tile reads back the partial row: without the barrier before it, what another warp may not have written yet."""
-
-    def without(ptx: str) -> str:
-        if "_bwd_chunked" not in ptx:
-            return ptx
-        before, after = re.split(r"bar\.sync\s+0;(?!.*bar\.sync)", ptx, flags=re.DOTALL)
-        return before + after
-
-    with pytest.raises(MemoryFaultError, match="and nothing orders the two"), altered(without):
-        backward(op, "chunked_repeated", alone=True)
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)

@@ -148,9 +148,9 @@ SPEC = define(
             bound=cases.bwd_bound,
             roles=Roles("x x v s s - - - -", "x5 v6 v7"),
             tuned=Tuned(
-                ("norm/layer_norm_bwd", "norm/layer_norm_bwd_shared", "shared_rows"),
+                ("norm/layer_norm_bwd", "norm/layer_norm_bwd_shared", "norm/norm_bwd_wide", "shared_rows"),
                 ("one_pass", "chunked", "shared"),
-                chunk_rows=(1, 2, 4, 8),
+                chunk_rows=(1, 2, 4),
             ),
         ),
         samples=cases.samples,

@@ -18,6 +18,7 @@ from ..._runtime.plans import MANY_ROWS, plan
 from ..._runtime.rows import at_vectors, column_sum, column_sums, empty_of, rows_and_strides
 from ...kernels.config import SHARED_COLUMNS
 from .layer_norm_reference import layer_norm_bwd_reference, layer_norm_eager, layer_norm_reference
+from .wide_launch import columns_plan, launch_columns
 
 BWD_SHARED_FROM = SHARED_COLUMNS["layer_norm_bwd"][0]  # columns
 
@@ -135,9 +136,10 @@ def layer_norm_bwd_launch(
     )  # fmt: skip
     none = x if need_dx and need_dw and need_db else x.new_empty((0,))
     dx = empty_of(x, x.dtype) if need_dx else none
-    parts = x.new_empty((int(need_dw) + int(need_db), planned.grid(M), N), dtype=torch.float32)
+    parts = x.new_empty((int(need_dw) + int(need_db), planned.grid(M) // planned.across, N), dtype=torch.float32)
     db_part = parts[1] if need_dw and need_db else parts
-    launch(planned, M, dy2, x2, x if weight is None else weight.contiguous(), mean, rstd, dx, parts, db_part)
+    run = launch if planned.across == 1 else launch_columns
+    run(planned, M, dy2, x2, x if weight is None else weight.contiguous(), mean, rstd, dx, parts, db_part)
     dw_dtype = x.dtype if w_dtype is None else w_dtype
     db_dtype = x.dtype if bias_dtype is None else bias_dtype
     if need_dw and need_db:
@@ -151,7 +153,7 @@ def _bwd_plan(
     w_dtype: torch.dtype | None, need_dx: bool, need_dw: bool, need_db: bool, device: int,
     in_vectors: bool,
 ) -> Planned:  # fmt: skip
-    """The launch of the backward over up to 2 ** row_bits rows; its grid is also the number of partial rows.
+    """The launch of the backward over up to 2 ** row_bits rows; its grid over `across` is the number of partial rows.
 
     in_vectors: `at_vectors` of dy, x and the weight.
     """
@@ -167,7 +169,8 @@ def _bwd_plan(
     options = {
         "N": N, "stride_dym": stride_dym, "stride_dyn": stride_dyn, "stride_xm": stride_xm, "stride_xn": stride_xn, "stride_dxm": N,
         "HAS_WEIGHT": w_dtype is not None, "NEED_DX": need_dx, "NEED_DW": need_dw, "NEED_DB": need_db,
-        "VEC": vec, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "num_warps": config.num_warps,
+        "VEC": vec, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "NUM_STAGES": config.num_stages,
+        "num_warps": config.num_warps,
     }  # fmt: skip
     if config.variant == "shared":
         shared, or_no_gluon = _shared()
@@ -178,6 +181,7 @@ def _bwd_plan(
             in_vectors,
         )  # fmt: skip
         return or_no_gluon(planned, functools.partial(_bwd_plan, *again))
-    kernel = bwd.layer_norm_bwd_chunked_kernel if config.chunked else bwd.layer_norm_bwd_kernel
+    if config.chunked:
+        return columns_plan(config, options, device, sms, centred=True)
     most = bwd.layer_norm_bwd_programs(MANY_ROWS, config, sms)
-    return Planned(device, kernel, options, block=config.block_m, most=most)
+    return Planned(device, bwd.layer_norm_bwd_kernel, options, block=config.block_m, most=most)

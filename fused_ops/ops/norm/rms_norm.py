@@ -118,7 +118,7 @@ SPEC = define(
             launch=rms_norm_bwd_launch,
             bound=cases.bwd_bound,
             roles=Roles("x x v s - -", "x4 v5"),
-            tuned=Tuned(("norm/rms_norm",), ("one_pass", "chunked"), chunk_rows=(1, 2, 4)),
+            tuned=Tuned(("norm/rms_norm", "norm/norm_bwd_wide"), ("one_pass", "chunked"), chunk_rows=(1, 2, 4)),
         ),
         samples=cases.samples,
         errors=cases.errors,
@@ -126,7 +126,7 @@ SPEC = define(
         audit=cases.audit,
         onnx=rms_norm_onnx,
         module=nn.RMSNorm,
-        tuned=Tuned(("norm/rms_norm",), ("one_pass", "chunked")),
+        tuned=Tuned(("norm/rms_norm", "norm/norm_bwd_wide"), ("one_pass", "chunked")),
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd

@@ -16,6 +16,7 @@ from ..._runtime.notices import warn_once
 from ..._runtime.plans import MANY_ROWS, plan
 from ..._runtime.rows import column_sum, empty_of, rows_and_strides
 from .rms_norm_reference import eps_of, rms_norm_bwd_reference, rms_norm_reference, rms_norm_rows
+from .wide_launch import columns_plan, launch_columns
 
 
 @functools.cache
@@ -100,8 +101,12 @@ def rms_norm_bwd_launch(
     )  # fmt: skip
     none = x if need_dx and need_dw else x.new_empty((0,))
     dx = empty_of(x, x.dtype) if need_dx else none
-    part = x.new_empty((planned.grid(M), N), dtype=torch.float32) if need_dw else dx
-    launch(planned, M, dy2, x2, x if weight is None else weight.contiguous(), rstd, dx, part)
+    part = x.new_empty((planned.grid(M) // planned.across, N), dtype=torch.float32) if need_dw else dx
+    w = x if weight is None else weight.contiguous()
+    if planned.across == 1:
+        launch(planned, M, dy2, x2, w, rstd, dx, part)
+    else:
+        launch_columns(planned, M, dy2, x2, w, rstd, rstd, dx, part, part)
     return dx, column_sum(part, x.dtype if w_dtype is None else w_dtype) if need_dw else none
 
 
@@ -110,7 +115,7 @@ def _bwd_plan(
     row_bits: int, N: int, stride_dym: int, stride_dyn: int, stride_xm: int, stride_xn: int, dy_dtype: torch.dtype,
     dtype: torch.dtype, w_dtype: torch.dtype | None, need_dx: bool, need_dw: bool, device: int,
 ) -> Planned:  # fmt: skip
-    """The launch of the backward over up to 2 ** row_bits rows; its grid is also the number of partial rows."""
+    """The launch of the backward over up to 2 ** row_bits rows; its grid over `across` is the number of partial rows."""
     kernels, rows, measured = _kernels()
     M, (capability, sms) = 1 << row_bits, properties_of(device)
     strided = stride_dyn != 1 or stride_xn != 1
@@ -122,6 +127,7 @@ def _bwd_plan(
         "HAS_WEIGHT": w_dtype is not None, "NEED_DX": need_dx, "NEED_DW": need_dw, "VEC": vec, "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n, "NUM_STAGES": config.num_stages, "num_warps": config.num_warps,
     }  # fmt: skip
-    kernel = kernels.rms_norm_bwd_chunked_kernel if config.chunked else kernels.rms_norm_bwd_kernel
+    if config.chunked:
+        return columns_plan(config, options, device, sms, centred=False)
     most = kernels.rms_norm_bwd_programs(MANY_ROWS, config, sms)
-    return Planned(device, kernel, options, block=config.block_m, most=most)
+    return Planned(device, kernels.rms_norm_bwd_kernel, options, block=config.block_m, most=most)

@@ -177,6 +177,22 @@ def _instructions() -> Iterator[tuple[str, Known]]:
         for name, ignoring, keeping in (("min", np.fmin, np.minimum), ("max", np.fmax, np.maximum)):
             yield f"{name}.{kind}", (_extremum(kind, ignoring), kind, kind)
             yield f"{name}.NaN.{kind}", (_extremum(kind, keeping), kind, kind)
+            yield f"{name}.{kind}x2", (_of_pairs(kind, _extremum(kind, ignoring)), "b32", "b32")
+
+
+def _of_pairs(kind: str, function: Function) -> Function:
+    """function of two 16-bit floats, of each half of two registers; a NaN is PTX's canonical one."""
+
+    def both(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        result = np.zeros_like(a)
+        for shift in (np.uint32(0), np.uint32(16)):
+            x, y = ((v >> shift).astype(np.uint16).view(TYPES[kind]) for v in (a, b))
+            half = function(x, y)
+            nan = np.isnan(half.astype(np.float32))
+            result |= np.where(nan, np.uint16(0x7FFF), half.view(np.uint16)).astype(np.uint32) << shift
+        return result
+
+    return both
 
 
 def _floats() -> Iterator[tuple[str, bool, Function]]:
