@@ -34,13 +34,14 @@ def gate_bwd_kernel(
         dy = tl.load(dy_ptr + rows[:, None] * stride_dym + cols[None, :] * stride_dyn, mask=mask, other=0.0).to(tl.float32)
         g = tl.load(g_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         u = tl.load(u_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        dg = activation_grad(g, dy * u, ACT, g_ptr.dtype.element_ty == tl.float32)
-        du = dy * activate(g, ACT)
-        tl.store(dg_ptr + offsets, dg.to(dg_ptr.dtype.element_ty), mask=mask)
+        du = dy * activate(g, ACT)  # stored before dg is computed: fewer registers
         tl.store(du_ptr + offsets, du.to(du_ptr.dtype.element_ty), mask=mask)
         if NEED_DB:
-            dbg += dg
             dbu += tl.where(mask, du, 0.0)
+        dg = activation_grad(g, dy * u, ACT, g_ptr.dtype.element_ty == tl.float32)
+        tl.store(dg_ptr + offsets, dg.to(dg_ptr.dtype.element_ty), mask=mask)
+        if NEED_DB:
+            dbg += dg
     if NEED_DB:
         tl.store(part_ptr + part * N + cols, tl.sum(dbg, axis=0), mask=cols < N)
         tl.store(part_ptr + (P + part) * N + cols, tl.sum(dbu, axis=0), mask=cols < N)

@@ -71,7 +71,8 @@ def gate_bwd(
     M, N = dy.shape
     device, need_db = dy.get_device(), need_dbg or need_dbu
     planned = _gate_bwd_plan(N, *dy.stride(), dy.dtype, activation, need_db, device)
-    rows = kernels().bwd.linear_act_bwd_rows(M, N, properties_of(device)[1])
+    bwd = kernels().bwd
+    rows = bwd.linear_act_bwd_rows(M, N, properties_of(device)[1], bwd.GATE_BWD_PROGRAMS)
     P = -(-M // rows)
     dg = torch.empty((M, N), dtype=dy.dtype, device=dy.device)
     du = torch.empty_like(dg)
