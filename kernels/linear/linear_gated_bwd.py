@@ -88,7 +88,7 @@ def product_sum_tma_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     SUBTILES: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """product_sum_kernel over TMA descriptors: persistent, grid (min(SMs, tiles),). b and d (K, N), or (N, K) where B_T."""
+    """product_sum_kernel over TMA descriptors: persistent, grid (min(programs, tiles),). b and d (K, N), or (N, K) where B_T."""
     OUT: tl.constexpr = out_ptr.dtype.element_ty
     a_desc = operand(a_ptr, M, K, K, BLOCK_M, BLOCK_K, False)
     c_desc = operand(c_ptr, M, K, K, BLOCK_M, BLOCK_K, False)

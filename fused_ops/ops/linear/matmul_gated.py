@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -108,10 +107,7 @@ def product_sum(a: Tensor, b: Tensor, c: Tensor, d: Tensor, out: Tensor) -> None
 @plan
 def _product_sum_plan(key: Key) -> Planned:
     o = Operands(*key)
-    config = o.config("fwd")
-    if config.kind == "split_k":
-        config = dataclasses.replace(config, kind="pointer", block_k=64)
-    return _product_sum_launch(o.of_any_rows(), config)
+    return _product_sum_launch(o.of_any_rows(), o.config("sum"))
 
 
 @plan
