@@ -62,7 +62,8 @@ class MatmulConfig:
 
     kind: "pointer" (one tile a program, any strides), "tma" (persistent, tensor descriptors), or "split_k" (K in `splits`
     parts, then a reduction). group_m tile rows share an L2-resident band of columns. The TMA epilogue runs in `subtiles`
-    column halves (1 or 2), to hold fewer registers. warp_specialize is a request, dropped with a warning where it does not compile.
+    column parts, to hold fewer registers. programs: of a persistent kernel, how many an SM holds at once, so that one's
+    epilogue runs under another's products. warp_specialize is a request, dropped with a warning where it does not compile.
     """
 
     block_m: int
@@ -74,6 +75,7 @@ class MatmulConfig:
     kind: str = "pointer"
     splits: int = 1
     subtiles: int = 1
+    programs: int = 1
     warp_specialize: bool = False
 
 

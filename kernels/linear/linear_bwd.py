@@ -12,12 +12,14 @@ from .linear_tiles import pointer_product, tile_of
 ACT_BWD_BLOCK_M = 16
 ACT_BWD_BLOCK_N = 128
 ACT_BWD_WARPS = 8
+ACT_BWD_PROGRAMS = 5  # that an SM holds of linear_act_bwd_kernel on 16-bit tensors, each with a tile on its way
+GATE_BWD_PROGRAMS = 4  # and of gate_bwd_kernel
 
 
-def linear_act_bwd_rows(M: int, N: int, sms: int) -> int:
-    """Rows a program of linear_act_bwd_kernel takes: the partial rows stay few and the chip stays full."""
-    programs = max(1, 8 * sms // cdiv(N, ACT_BWD_BLOCK_N))
-    return ACT_BWD_BLOCK_M * max(1, cdiv(M, ACT_BWD_BLOCK_M * programs))
+def linear_act_bwd_rows(M: int, N: int, sms: int, programs: int = ACT_BWD_PROGRAMS) -> int:
+    """Rows that a program takes, so that an SM has at most so many programs, all at once: a second wave would be a half empty one."""
+    parts = max(1, programs * sms // cdiv(N, ACT_BWD_BLOCK_N))
+    return ACT_BWD_BLOCK_M * max(1, cdiv(M, ACT_BWD_BLOCK_M * parts))
 
 
 @triton.jit
@@ -30,7 +32,8 @@ def linear_act_bwd_kernel(
 
     dy (M, N) any strides | saved (M, N) last stride 1: the pre-activation, or y for relu; unused when ACT is none
     dpre (M, N) last stride 1 | db_part (P, N) fp32, from dpre before it is rounded
-    Grid (P * cdiv(N, BLOCK_N),), P = cdiv(M, rows_per_program). fp32 inside.
+    Grid (P * cdiv(N, BLOCK_N),), P = cdiv(M, rows_per_program). fp32 inside. A 16-bit tile is copied while the one before it
+    is computed.
     """
     blocks_n = tl.cdiv(N, BLOCK_N)
     pid = tl.program_id(0)
@@ -39,7 +42,8 @@ def linear_act_bwd_kernel(
     first = part * rows_per_program
     last = tl.minimum(first + rows_per_program, M)
     db = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-    for start in tl.range(first, last, BLOCK_M):
+    STAGES: tl.constexpr = 2 if dy_ptr.dtype.element_ty.primitive_bitwidth == 16 else 1  # 32 bits have enough on their way
+    for start in tl.range(first, last, BLOCK_M, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_M)
         mask = (rows < last)[:, None] & (cols < N)[None, :]
         dpre = tl.load(dy_ptr + rows[:, None] * stride_dym + cols[None, :] * stride_dyn, mask=mask, other=0.0)

@@ -16,17 +16,30 @@ from ..config import MatmulConfig, cdiv, next_power_of_2
 
 SMALL_M = 64  # up to here the weights are what is read: K is split so that every SM reads some
 LEAST_K_PER_SPLIT = 256
+SHALLOW_K = 1024  # up to here the epilogue takes so long beside the products that two programs an SM are faster
 TMA_CAPABILITIES = (9, 10)  # major numbers with TMA, and with the shared memory that its tiles take
 
-# (tile, its speed on a full chip relative to the largest): beliefs until measured on the GPU at hand.
+# (tile, its speed on a full chip relative to the largest): beliefs until measured on the GPU at hand. Sides are powers of two:
+# a 64x256 tile would fill the last wave better in 2 of 110 shapes of up to 1024 rows, and none of 192 can be had.
+_SMALL_TMA_TILES = (
+    (MatmulConfig(64, 128, 64, num_warps=4, num_stages=4, kind="tma", programs=2), 0.65),
+    (MatmulConfig(64, 64, 64, num_warps=4, num_stages=4, kind="tma", programs=2), 0.45),
+)
+_SHALLOW_TMA_TILES = {
+    "fwd": ((MatmulConfig(128, 128, 64, num_warps=8, num_stages=3, kind="tma", subtiles=2, programs=2), 1.0), *_SMALL_TMA_TILES),
+    "dact": (
+        (MatmulConfig(128, 128, 64, num_warps=4, num_stages=3, kind="tma", subtiles=4, programs=2), 1.0),
+        (MatmulConfig(64, 128, 64, num_warps=4, num_stages=4, kind="tma", subtiles=4), 0.7),
+        (MatmulConfig(64, 64, 64, num_warps=4, num_stages=4, kind="tma", subtiles=2), 0.5),
+    ),
+}
 _TMA_TILES = {
     "fwd": (
         (MatmulConfig(128, 256, 64, num_warps=8, num_stages=4, kind="tma", subtiles=2), 1.0),
         (MatmulConfig(128, 128, 64, num_warps=8, num_stages=4, kind="tma", subtiles=2), 0.85),
-        (MatmulConfig(64, 128, 64, num_warps=4, num_stages=4, kind="tma"), 0.65),
-        (MatmulConfig(64, 64, 64, num_warps=4, num_stages=4, kind="tma"), 0.45),
+        *_SMALL_TMA_TILES,
     ),
-    "dact": (  # the saved tile and erf's derivative take registers: 128x256 spills
+    "dact": (  # the saved tile and the derivative take registers: 128x256 spills
         (MatmulConfig(128, 128, 64, num_warps=8, num_stages=4, kind="tma", subtiles=2), 1.0),
         (MatmulConfig(64, 128, 64, num_warps=4, num_stages=4, kind="tma", subtiles=4), 0.75),
         (MatmulConfig(64, 64, 64, num_warps=4, num_stages=4, kind="tma", subtiles=2), 0.55),
@@ -41,6 +54,7 @@ _TMA_TILES = {
         (MatmulConfig(64, 64, 128, num_warps=4, num_stages=4, kind="tma"), 0.5),
     ),
 }
+_TMA_TILES["sum"] = _TMA_TILES["fwd"]
 _POINTER_TILES = {
     "fwd": (
         (MatmulConfig(128, 128, 32, num_warps=8, num_stages=4), 1.0),
@@ -57,7 +71,7 @@ _POINTER_TILES = {
         (MatmulConfig(64, 64, 64, num_warps=4, num_stages=3), 0.6),
     ),
 }
-_POINTER_TILES["gated"] = _POINTER_TILES["dact"]
+_POINTER_TILES |= {"gated": _POINTER_TILES["dact"], "sum": _POINTER_TILES["fwd"]}
 _ANY_TILES = {  # scalar loads: each element's pointer takes registers
     "fwd": (
         (MatmulConfig(128, 64, 32, num_warps=8, num_stages=3), 1.0),
@@ -65,7 +79,7 @@ _ANY_TILES = {  # scalar loads: each element's pointer takes registers
     ),
     "dact": ((MatmulConfig(64, 32, 32, num_warps=4, num_stages=3), 1.0),),
 }
-_ANY_TILES |= {"gated": _ANY_TILES["dact"], "fp8": _ANY_TILES["fwd"]}
+_ANY_TILES |= {"gated": _ANY_TILES["dact"], "fp8": _ANY_TILES["fwd"], "sum": _ANY_TILES["fwd"]}
 
 
 def _fastest(tiles: tuple[tuple[MatmulConfig, float], ...], M: int, N: int, sms: int) -> MatmulConfig:
@@ -85,7 +99,7 @@ def linear_config(
 ) -> MatmulConfig:
     """The configuration of (M, K) @ (K, N) with itemsize bytes an element.
 
-    use: "fwd"; "dact", with dpre and dbias in the epilogue; "gated", with two weights; or "fp8".
+    use: "fwd"; "dact", with dpre and dbias in the epilogue; "gated", with two weights; "sum", of two products; or "fp8".
     """
     if itemsize == 4:
         return MatmulConfig(64, 32 if access == "any" else 64, 32, num_warps=4, num_stages=3)
@@ -98,7 +112,8 @@ def linear_config(
             block_n, block_k = 64, 64
         return MatmulConfig(max(16, next_power_of_2(M)), block_n, block_k, num_warps=4, num_stages=3)
     if access == "tma" and capability[0] in TMA_CAPABILITIES:
-        return _fastest(_TMA_TILES[use], M, N, sms)
+        shallow = _SHALLOW_TMA_TILES if K <= SHALLOW_K else {}
+        return _fastest(shallow.get(use) or _TMA_TILES[use], M, N, sms)
     return _fastest((_ANY_TILES if access == "any" else _POINTER_TILES)[use], M, N, sms)
 
 

@@ -89,7 +89,7 @@ def gated_linear_fwd_tma_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     SUBTILES: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """gated_linear_fwd_kernel over TMA descriptors: persistent, grid (min(SMs, tiles),).
+    """gated_linear_fwd_kernel over TMA descriptors: persistent, grid (min(programs, tiles),).
 
     x (M, K), wg, wu (N, K) of bf16 or fp16, or stored transposed (X_T, W_T); aligned as linear_tma's | y, g, u (M, N)
     contiguous. fp32 accumulation, two accumulators.

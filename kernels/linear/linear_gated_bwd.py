@@ -34,13 +34,14 @@ def gate_bwd_kernel(
         dy = tl.load(dy_ptr + rows[:, None] * stride_dym + cols[None, :] * stride_dyn, mask=mask, other=0.0).to(tl.float32)
         g = tl.load(g_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         u = tl.load(u_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        dg = activation_grad(g, dy * u, ACT, g_ptr.dtype.element_ty == tl.float32)
-        du = dy * activate(g, ACT)
-        tl.store(dg_ptr + offsets, dg.to(dg_ptr.dtype.element_ty), mask=mask)
+        du = dy * activate(g, ACT)  # stored before dg is computed: fewer registers
         tl.store(du_ptr + offsets, du.to(du_ptr.dtype.element_ty), mask=mask)
         if NEED_DB:
-            dbg += dg
             dbu += tl.where(mask, du, 0.0)
+        dg = activation_grad(g, dy * u, ACT, g_ptr.dtype.element_ty == tl.float32)
+        tl.store(dg_ptr + offsets, dg.to(dg_ptr.dtype.element_ty), mask=mask)
+        if NEED_DB:
+            dbg += dg
     if NEED_DB:
         tl.store(part_ptr + part * N + cols, tl.sum(dbg, axis=0), mask=cols < N)
         tl.store(part_ptr + (P + part) * N + cols, tl.sum(dbu, axis=0), mask=cols < N)
@@ -87,7 +88,7 @@ def product_sum_tma_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     SUBTILES: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """product_sum_kernel over TMA descriptors: persistent, grid (min(SMs, tiles),). b and d (K, N), or (N, K) where B_T."""
+    """product_sum_kernel over TMA descriptors: persistent, grid (min(programs, tiles),). b and d (K, N), or (N, K) where B_T."""
     OUT: tl.constexpr = out_ptr.dtype.element_ty
     a_desc = operand(a_ptr, M, K, K, BLOCK_M, BLOCK_K, False)
     c_desc = operand(c_ptr, M, K, K, BLOCK_M, BLOCK_K, False)

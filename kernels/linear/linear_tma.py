@@ -1,8 +1,9 @@
 """Persistent matmuls over TMA descriptors, for Hopper and datacentre Blackwell.
 
 Operands, 16 or 8 bits wide, with 16-byte aligned pointers and row strides and a last stride of 1; X_T, W_T: the operand
-is stored transposed. One program an SM walks the tiles in L2-aware order. Descriptors are made in the kernel: a launch
-passes pointers, as to any other kernel.
+is stored transposed. As many programs as the GPU holds at once walk the tiles in L2-aware order. Descriptors are made in the
+kernel: a launch passes pointers, as to any other kernel. Each takes a trip to memory and over a hundred instructions, one after
+the other, before the first tile is copied.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def linear_fwd_tma_kernel(
 
     x (M, K), w (N, K): bf16, fp16 or fp8 | b (N,) any float | y, pre (M, N) of y's dtype, row stride stride_y
     xs, ws fp32, (M,) and (N,), or one number with stride 0; only where HAS_SCALE.
-    Grid (min(SMs, tiles),), persistent. fp32 accumulation. pre is written only where SAVE_PRE.
+    Grid (min(programs, tiles),), persistent. fp32 accumulation. pre is written only where SAVE_PRE.
     """
     OUT: tl.constexpr = y_ptr.dtype.element_ty
     WIDTH: tl.constexpr = BLOCK_N // SUBTILES
@@ -115,7 +116,7 @@ def linear_dact_tma_kernel(
     x (M, K), w (N, K), dpre (M, N): bf16 or fp16, dpre contiguous | saved (M, N) contiguous: the pre-activation,
     or the output of relu; not read when ACT is none | db (cdiv(M, BLOCK_M), N) fp32, from dpre before it is rounded
     db is written only where NEED_DB.
-    Grid (min(SMs, tiles),), persistent. fp32 accumulation.
+    Grid (min(programs, tiles),), persistent. fp32 accumulation.
     """
     OUT: tl.constexpr = dpre_ptr.dtype.element_ty
     WIDTH: tl.constexpr = BLOCK_N // SUBTILES

@@ -220,7 +220,7 @@ def _choice(
 
 
 def test_choice_by_capability_size_and_alignment() -> None:
-    big = (16384, 4096, 1024)
+    big = (16384, 4096, 2048)
     assert _choice(*big, (9, 0)).kind == _choice(*big, (10, 0)).kind == "tma"
     assert (_choice(*big, (9, 0)).block_m, _choice(*big, (9, 0)).block_n) == (128, 256)
     assert _choice(*big, (8, 0)).kind == _choice(*big, (12, 0)).kind == _choice(*big, (8, 9)).kind == "pointer"
@@ -240,11 +240,24 @@ def test_split_k_covers_k_and_stays_bounded(N: int) -> None:
         assert config.block_m >= M
 
 
+@pytest.mark.parametrize("use", ["fwd", "dact"])
+def test_short_products_run_two_programs_an_sm(use: str) -> None:
+    """So that the epilogue of one runs under the products of the other; each has half of an SM's shared memory and registers."""
+    for M, K in itertools.product((65, 200, 1000, 16384), (64, 768, 1024)):
+        config = _choice(M, 4096, K, (9, 0), use=use)
+        tiles = config.num_stages * (config.block_m + config.block_n) * config.block_k * 2
+        out = config.block_m * config.block_n // config.subtiles * 2
+        assert config.programs * (tiles + out + 1024) <= 228 * 1024
+        assert config.programs * config.num_warps <= 16
+    assert _choice(16384, 3072, 768, (9, 0), use=use).programs == 2
+    assert _choice(16384, 3072, 4096, (9, 0), use=use).programs == 1
+
+
 def test_shared_memory_of_every_tile_fits() -> None:
     """Stages of both operands against what a block may have; the audit checks the compiled kernels."""
     for capability, limit in (((8, 0), 163), ((9, 0), 227), ((10, 0), 227), ((12, 0), 99)):
         for use, (M, N), access in itertools.product(
-            ("fwd", "dact", "gated", "fp8"), ((16, 4096), (64, 4096), (200, 600), (16384, 4096)), ("tma", "aligned", "any")
+            ("fwd", "dact", "gated", "sum", "fp8"), ((16, 4096), (64, 4096), (200, 600), (16384, 4096)), ("tma", "aligned", "any")
         ):
             itemsize = 1 if use == "fp8" else 2
             c = linear_config(M, N, 4096, itemsize, capability, 132, access, use)

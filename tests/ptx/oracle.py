@@ -146,6 +146,8 @@ def floating(parts: list[str], kind: str, operands: list[float]) -> int | str:
             reciprocal = number(int(quotient(1.0, b)), "f32")
             return floating(["mul"], kind, [a, reciprocal])
         return quotient(a, b, kind)
+    if "xorsign" in parts:
+        return of(math.copysign(least(abs(a), abs(b), False), math.copysign(1, a) * math.copysign(1, b)), kind)
     if name in ("min", "max"):
         keeps = "NaN" in parts
         return of(least(a, b, keeps) if name == "min" else -least(-a, -b, keeps), kind)

@@ -113,7 +113,9 @@ def programs(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> set
     if "BLOCK_K" in options:
         one = tiles(M, "M") * tiles(N, "N")
         per_split = options.get("k_per_split")
-        return {one * -(-options["K"] // per_split)} if per_split else {min(one, sms) if "_tma_" in name else one}
+        if per_split:
+            return {one * -(-options["K"] // per_split)}
+        return {min(one, sms * each) for each in (1, 2)} if "_tma_" in name else {one}
     if "BLOCK_M" not in options:
         return {M}
     if "_norm_bwd_" in name:  # so many partial rows

@@ -58,7 +58,7 @@ def test_the_model_gives_what_it_was_read_from(
 def test_the_activations_backward_is_what_it_was_read_from() -> None:
     first = forecast("linear", (16384, 3072, 768), BF16, "bwd", H100, activation="gelu").launches[0]
     assert first.name == "act_bwd"
-    assert first.seconds * 1e6 == pytest.approx(184, rel=0.12)
+    assert first.seconds * 1e6 == pytest.approx(125, rel=0.12)
 
 
 @pytest.mark.parametrize(("op", "case"), CASES, ids=lambda v: v if isinstance(v, str) else v.name)

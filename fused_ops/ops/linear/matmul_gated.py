@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,8 @@ def gate_bwd(
     M, N = dy.shape
     device, need_db = dy.get_device(), need_dbg or need_dbu
     planned = _gate_bwd_plan(N, *dy.stride(), dy.dtype, activation, need_db, device)
-    rows = kernels().bwd.linear_act_bwd_rows(M, N, properties_of(device)[1])
+    bwd = kernels().bwd
+    rows = bwd.linear_act_bwd_rows(M, N, properties_of(device)[1], bwd.GATE_BWD_PROGRAMS)
     P = -(-M // rows)
     dg = torch.empty((M, N), dtype=dy.dtype, device=dy.device)
     du = torch.empty_like(dg)
@@ -107,10 +107,7 @@ def product_sum(a: Tensor, b: Tensor, c: Tensor, d: Tensor, out: Tensor) -> None
 @plan
 def _product_sum_plan(key: Key) -> Planned:
     o = Operands(*key)
-    config = o.config("fwd")
-    if config.kind == "split_k":
-        config = dataclasses.replace(config, kind="pointer", block_k=64)
-    return _product_sum_launch(o.of_any_rows(), config)
+    return _product_sum_launch(o.of_any_rows(), o.config("sum"))
 
 
 @plan

@@ -160,8 +160,8 @@ class Operands(NamedTuple):
             return Planned(self.device, kernel, options, block=config.block_m, across=across)
         specialized = config.warp_specialize and (kernel, config) not in _no_warp_specialization
         options = {**options, "SUBTILES": config.subtiles, "WARP_SPECIALIZE": specialized}
-        sms = properties_of(self.device)[1]
-        planned = Planned(self.device, kernel, options, block=config.block_m, across=across, most=sms)
+        most = properties_of(self.device)[1] * config.programs
+        planned = Planned(self.device, kernel, options, block=config.block_m, across=across, most=most)
         if not specialized:
             return planned
 

@@ -136,6 +136,12 @@ def _extremum(kind: str, function: Function) -> Function:
     return extremum
 
 
+def _least_magnitude(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """min.xorsign.abs: the smaller magnitude, a NaN passed over, with the product's sign."""
+    sign = (a.view(np.uint32) ^ b.view(np.uint32)) & np.uint32(1 << 31)
+    return (np.fmin(np.abs(a), np.abs(b)).view(np.uint32) & np.uint32((1 << 31) - 1) | sign).view(np.float32)
+
+
 def _instructions() -> Iterator[tuple[str, Known]]:
     """(mnemonic, (function, type of the operands, type of the result)) of every instruction but setp and cvt."""
     binary: dict[str, Function] = {
@@ -209,6 +215,7 @@ def _floats() -> Iterator[tuple[str, bool, Function]]:
     for name, ignoring, keeping in (("min", np.fmin, np.minimum), ("max", np.fmax, np.maximum)):
         yield f"{name}?", False, _extremum("f32", ignoring)
         yield f"{name}?.NaN", False, _extremum("f32", keeping)
+    yield "min?.xorsign.abs", False, _least_magnitude
     for name in BOUNDS:
         yield f"{name}?", False, approximate(name)
 

@@ -197,7 +197,7 @@ def audit(device: str) -> Iterator[Sample]:
         return Sample(layout, (x, w, bias, activation))
 
     shapes = ((16, 14336, 4096), (32, 14336, 4096), (64, 14336, 4096), (64, 4096, 256), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 1024),
-              (2048, 1024, 4096), (16384, 3072, 768))  # fmt: skip
+              (2048, 1024, 4096), (8192, 4096, 4096), (16384, 3072, 768))  # fmt: skip
     for layout, (M, N, K) in [*cross(("", "odd", "odd sizes"), shapes), *cross(("transposed",), shapes[3:])]:
         yield call(layout, M, N, K, "gelu")
     for M, N, K in (shapes[0], shapes[4], shapes[-1]):
