@@ -6,7 +6,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..config import SHARED_COLUMNS, RowConfig, cdiv, next_power_of_2
-from ..rows import two_sums
 from ..shared_rows import COLUMNS, MAX_REGISTERS, WARPS, commit, copy_in, row_part, wait
 
 
@@ -23,6 +22,11 @@ def layer_norm_bwd_shared_config(N: int, capability: tuple[int, int]) -> RowConf
 def placement(N: int) -> dict[str, int]:
     """The options that follow from N."""
     return {"BLOCK_N": COLUMNS, "CHUNKS": cdiv(N, COLUMNS), "num_warps": WARPS, "maxnreg": MAX_REGISTERS}
+
+
+@gluon.jit
+def _add_both(a, b, c, d):
+    return a + c, b + d
 
 
 @gluon.jit
@@ -84,7 +88,7 @@ def layer_norm_bwd_shared_kernel(
             x_hat = gl.where(in_row, (xs.index(here + c).load(layout).to(gl.float32) - mean) * rstd, 0.0)
             g_sums += g
             gx_sums += g * x_hat
-        g_sum, gx_sum = two_sums(g_sums, gx_sums, 0)
+        g_sum, gx_sum = gl.reduce((g_sums, gx_sums), 0, _add_both)
         g_mean, gx_mean = g_sum / N, gx_sum / N
         dx_row = row_part(dx_ptr, row * stride_dxm, VEC)
         dw_before, db_before, dw, db = dw, db, (), ()
