@@ -159,7 +159,9 @@ def said(found: Fit) -> str:
     """The outcome, as text."""
     lines_ = [f"{found.rows} measured rows of {found.start.name}"]
     for name in FITTED:
-        lines_.append(f"  {name:<12} {getattr(found.start, name):.4g} -> {getattr(found.fitted, name):.4g}")
+        value = getattr(found.fitted, name)
+        bound = ", at its bound: the model lacks something" if np.any(np.isclose(value, BOUNDS[name])) else ""
+        lines_.append(f"  {name:<12} {getattr(found.start, name):.4g} -> {value:.4g}{bound}")
     lines_ += [
         f"error (rms of log ratio): {found.before:.3f} -> {found.after:.3f}, of rows held out {found.held:.3f}",
         f"within {BAND[0]:g} to {BAND[1]:g}: {found.inside_before} -> {found.inside}, of rows held out {found.held_inside}",
