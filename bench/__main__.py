@@ -43,6 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     kernels.add_argument("--after", type=Path, default=None, help="a table; default: compile the kernels as they are")
     kernels.add_argument("--save", type=Path, default=None, help="also write what was compiled as a table")
     kernels.add_argument("--peers", type=Path, default=None, help="a folder with liger_kernel: its kernels beside ours")
+    kernels.add_argument("--save-peers", type=Path, default=None, help="also write what Liger's cost as a table")
+    kernels.add_argument(
+        "--committed", action="store_true",
+        help="compile nothing: the committed tables of every Triton, written to bench/results/kernels.md",
+    )  # fmt: skip
     kernels.add_argument("--gpu", default="h100", help="whose coefficients forecast (default h100)")
     kernels.add_argument("--only", default="", help="regular expression on a row, such as softmax-4k")
     kernels.add_argument("--jobs", type=int, default=None, help="processes to compile in")
@@ -174,10 +179,17 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _kernels(args: argparse.Namespace) -> int:
-    from .kernel_table import kernel_table
+    from .kernel_table import committed, kernel_table
 
+    results = ROOT / "bench" / "results"
     try:
-        text = kernel_table(args.before, args.after, args.save, args.peers, args.gpu, args.only, args.jobs)
+        if args.committed:
+            args.out = args.out or results / "kernels.md"
+            text = f"# The headline rows' kernels, before and after\n\n{committed(args.gpu, results)}"
+        else:
+            text = kernel_table(
+                args.before, args.after, args.save, args.peers, args.save_peers, args.gpu, args.only, args.jobs
+            )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:
         print(f"python -m bench kernels: {error}", file=sys.stderr)
         return 2

@@ -12,14 +12,17 @@ from fused_ops._tools.forecast.gpus import Gpu
 from fused_ops._tools.forecast.launched import forecast_launches
 from fused_ops._tools.headline import SXM, Row, headline_rows
 from fused_ops._tools.headline_table import HeadlineTable, Key, count, count_launches, load, save, table_of
+from fused_ops._tools.occupancy import VERSIONS
 
 HEADS = ("row", "kernel", "regs", "spill", "an SM", "ins/el", "KB/SM", "bar/row", "us", "limit", "bound by")
+FASTER = 0.02  # of the time: what a forecast calls faster
 SAME = 0.005  # relative difference of two figures that is none
 
 
 def kernel_table(
-    before: str, after: Path | None, save_to: Path | None, peers: Path | None, gpu: str, only: str, jobs: int | None
-) -> str:
+    before: str, after: Path | None, save_to: Path | None, peers: Path | None, save_peers: Path | None, gpu: str, only: str,
+    jobs: int | None,
+) -> str:  # fmt: skip
     """The table of `python -m bench kernels`. Raises ValueError for what it does not know, RuntimeError where a kernel does not
     compile."""
     if gpu not in GPUS:
@@ -40,7 +43,23 @@ def kernel_table(
 
         add_path(peers)
         liger, triton = count_launches(liger_launches(rows), SXM, jobs)
+        if save_peers is not None:
+            save(liger, save_peers)
     return "\n".join(_text(rows, was, now, liger, GPUS[gpu], triton))
+
+
+def committed(gpu: str, folder: Path) -> str:
+    """The same from committed tables alone, a section for each Triton: folder's kernels-before-<version>.csv and, where there is
+    one, kernels-liger-<version>.csv, beside what the kernels cost now. Raises ValueError for what it does not know."""
+    if gpu not in GPUS:
+        raise ValueError(f"--gpu: got {gpu}, allowed: {', '.join(GPUS)}")
+    parts = []
+    for version in VERSIONS:
+        was, now = load(folder / f"kernels-before-{version}.csv"), load(table_of(version))
+        if was and now:
+            liger = load(folder / f"kernels-liger-{version}.csv")
+            parts.append("\n".join(_text(headline_rows(), was, now, liger, GPUS[gpu], version)))
+    return "\n\n".join(parts)
 
 
 def _table(path: Path) -> HeadlineTable:
@@ -66,7 +85,7 @@ def _text(
         if row.key in liger:
             lines += _row(row, "Liger: ", [], liger[row.key], gpu)
             ours, theirs = (forecast_launches(part[row.key], gpu).seconds for part in (now, liger))
-            if theirs < ours:
+            if theirs < (1 - FASTER) * ours:
                 slower.append(f"- {_name(row)}: Liger {theirs * 1e6:.1f} us, ours {ours * 1e6:.1f} us")
     if liger:
         lines += ["", "Liger's forecast is faster on:" if slower else "Liger's forecast is faster on no row.", *slower]

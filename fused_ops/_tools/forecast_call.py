@@ -6,6 +6,7 @@ import functools
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -84,7 +85,9 @@ def _case(spec: Op, shape: tuple[int, ...], dtype: torch.dtype, variant: str | N
     return Case("x".join(map(str, shape)), dtype, shape, make)
 
 
-def _made(spec: Op, shape: tuple[int, ...], dtype: torch.dtype, variant: str | None, device: str) -> object:
+def _made(
+    spec: Op, shape: tuple[int, ...], dtype: torch.dtype, variant: str | None, device: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return spec.bench.make(device, shape, dtype, variant)
 
 

@@ -24,7 +24,8 @@ class Gpu:
     copy: bytes/s of a large device copy, read and written. rates: FLOP/s of a large cuBLAS product, by bytes an element.
     sms, capability, l2_bytes: from its data sheet. clock: Hz under load. launch: seconds that a kernel takes at the least in a
     replayed CUDA graph. latency: seconds from a load to its data while the memory is busy; l2_latency: where L2 has it.
-    issue_share: the part of the issue slots (4 an SM a clock) that a kernel can fill. sm_bytes: bytes/s between one SM and L2;
+    issue_share: the part of the issue slots (4 an SM a clock) that a kernel can fill; warp_issue: instructions a clock of a warp
+    alone. sm_bytes: bytes/s between one SM and L2;
     l2_rate: between all of them and L2. l2_share: the part of L2 that a second read finds. norm: p of the p-norm that joins limits
     which overlap; infinity is the longest alone. host: a factor of the host's time.
     """
@@ -40,6 +41,7 @@ class Gpu:
     latency: float
     l2_latency: float
     issue_share: float
+    warp_issue: float
     mufu: float
     sm_bytes: float
     l2_rate: float
