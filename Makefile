@@ -11,6 +11,7 @@ VENV ?= .venv
 JOBS ?= 2
 PYTEST_ARGS ?=
 TRITON ?= 3.9.0
+TRITONS ?= 3.6.0 3.9.0
 RACES_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -55,7 +56,16 @@ triton: $(VENV)/.dev  ## Compile and execute the kernels under another Triton (T
 	@test -e $(VENV)/triton-$(TRITON)/.done || { $(PIP) --no-deps --target $(VENV)/triton-$(TRITON) triton==$(TRITON); touch $(VENV)/triton-$(TRITON)/.done; }
 	@export PYTHONPATH=$(abspath $(VENV))/triton-$(TRITON) $(ONE_THREAD); \
 	$(PLAIN) $(PYTEST) tests/ptx/test_clusters.py && \
-	for kernel in softmax layer_norm; do $(PLAIN) $(BIN)/python -m fused_ops audit --arch 90 --kernel $$kernel || exit 1; done
+	for kernel in softmax layer_norm; do $(PLAIN) $(BIN)/python -m fused_ops audit --arch 90 --kernel $$kernel || exit 1; done; \
+	$(PLAIN) $(BIN)/python -m fused_ops audit --headline
+
+.PHONY: tables
+tables: $(VENV)/.dev  ## Write what the headline rows' kernels cost under each Triton (TRITONS), and the table of before and after.
+	@$(PLAIN) $(ONE_THREAD) $(BIN)/python -m fused_ops audit --headline --write-table >/dev/null
+	@for version in $(TRITONS); do \
+	test -e $(VENV)/triton-$$version/.done || { $(PIP) --no-deps --target $(VENV)/triton-$$version triton==$$version; touch $(VENV)/triton-$$version/.done; }; \
+	PYTHONPATH=$(abspath $(VENV))/triton-$$version $(ONE_THREAD) $(PLAIN) $(BIN)/python -m fused_ops audit --headline --write-table >/dev/null || exit 1; done
+	@$(PLAIN) $(BIN)/python -m bench kernels --committed
 
 .PHONY: races
 races: $(VENV)/.dev  ## Prove that no schedule of the compiled kernels' threads races (SentryWard); RACES_ARGS=--deletions.

@@ -1,4 +1,4 @@
-"""python -m bench run | report | compare | providers | plan | forecast | publish"""
+"""python -m bench run | report | compare | providers | plan | forecast | fit | kernels | publish"""
 
 from __future__ import annotations
 
@@ -34,6 +34,24 @@ def main(argv: list[str] | None = None) -> int:
     )
     forecast.add_argument("--gpu", default="all", help="h100, h200 or all (default)")
     forecast.add_argument("--root", type=Path, default=ROOT, help="the checkout to write in")
+    fit = commands.add_parser("fit", help="fit a GPU's coefficients to its residuals, and say whether rows held out agree")
+    fit.add_argument("gpu", help="a folder of bench/results with residuals.csv and counts.csv, as h200")
+    fit.add_argument("--only", default="", help="comma-separated coefficients, as norm,host (default: all that may be fitted)")
+    fit.add_argument("--root", type=Path, default=ROOT, help="the checkout to read")
+    kernels = commands.add_parser("kernels", help="what the headline rows' kernels cost, before and after, beside Liger's")
+    kernels.add_argument("--before", default="", help="a table that --save wrote; default: the committed one of this Triton")
+    kernels.add_argument("--after", type=Path, default=None, help="a table; default: compile the kernels as they are")
+    kernels.add_argument("--save", type=Path, default=None, help="also write what was compiled as a table")
+    kernels.add_argument("--peers", type=Path, default=None, help="a folder with liger_kernel: its kernels beside ours")
+    kernels.add_argument("--save-peers", type=Path, default=None, help="also write what Liger's cost as a table")
+    kernels.add_argument(
+        "--committed", action="store_true",
+        help="compile nothing: the committed tables of every Triton, written to bench/results/kernels.md",
+    )  # fmt: skip
+    kernels.add_argument("--gpu", default="h100", help="whose coefficients forecast (default h100)")
+    kernels.add_argument("--only", default="", help="regular expression on a row, such as softmax-4k")
+    kernels.add_argument("--jobs", type=int, default=None, help="processes to compile in")
+    kernels.add_argument("--out", type=Path, default=None, help="write the Markdown there instead of printing it")
     publish = commands.add_parser(
         "publish", help="check the results of one GPU's runs, and file them under bench/results/<gpu>/"
     )
@@ -45,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     command = {
         "run": _run, "report": _report, "compare": _compare, "providers": _providers, "plan": _plan, "forecast": _forecast,
-        "publish": _publish,
+        "publish": _publish, "fit": _fit, "kernels": _kernels,
     }[args.command]  # fmt: skip
     try:
         import fused_ops  # noqa: F401
@@ -145,6 +163,40 @@ def _forecast(args: argparse.Namespace) -> int:
         return 2
     for name in names:
         print(f"wrote {write_forecast(args.root / 'bench' / 'results' / name, name)}")
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from .fit import FITTED, fit_folder, said
+
+    try:
+        names = [name for name in args.only.split(",") if name] or list(FITTED)
+        print(said(fit_folder(args.root / "bench" / "results" / args.gpu, names)))
+    except (OSError, ValueError) as error:
+        print(f"python -m bench fit: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _kernels(args: argparse.Namespace) -> int:
+    from .kernel_table import committed, kernel_table
+
+    results = ROOT / "bench" / "results"
+    try:
+        if args.committed:
+            args.out = args.out or results / "kernels.md"
+            text = f"# The headline rows' kernels, before and after\n\n{committed(args.gpu, results)}"
+        else:
+            text = kernel_table(
+                args.before, args.after, args.save, args.peers, args.save_peers, args.gpu, args.only, args.jobs
+            )  # fmt: skip
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"python -m bench kernels: {error}", file=sys.stderr)
+        return 2
+    if args.out is None:
+        print(text)
+    else:
+        args.out.write_text(text + "\n")
     return 0
 
 

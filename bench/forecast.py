@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fused_ops._tools.forecast import GPUS, MODEL_VERSION, Forecast, forecast, kernels_hash, variant_of
+from fused_ops._tools.forecast.launched import forecast_launches
+from fused_ops._tools.headline_table import HeadlineTable, load, table_of
 
 from .files import lines
 from .headline import headline_tasks
@@ -19,16 +22,28 @@ from .tasks import Task
 
 FORECAST_COLUMNS = (*KEY, "forecast_us", "binding", "bytes", "flops", "model", "kernels")
 RESIDUAL_COLUMNS = (*KEY, "forecast_us", "measured_us", "ratio", "binding", "model", "kernels")
+NEXT = "forecast-next.csv"
+"""The forecast of the run after the one that is filed; publish --replace makes it the filed run's."""
+COUNTED_BY = "3.7"
+"""The Triton whose committed counts forecast."""
 BAND = (0.8, 1.25)
 """measured / forecast of a row that the model explains."""
 
 
 def forecast_of(task: Task, gpu: str) -> Forecast:
-    """The forecast for ours on a task. gpu: a name in GPUS."""
+    """The forecast for ours on a task, from the committed counts of its launches. gpu: a name in GPUS."""
+    launches = _counted().get((task.spec.name, task.case.name, str(task.case.dtype).removeprefix("torch."), task.pass_))
+    if launches:
+        return forecast_launches(launches, GPUS[gpu], task.spec.name, task.pass_, task.kind == "wall")
     return forecast(
         task.spec.name, task.case.shape, task.case.dtype.itemsize, task.pass_, GPUS[gpu],
         kind=task.kind, activation=variant_of(task.case.name), work=task.work(),
     )  # fmt: skip
+
+
+@functools.cache
+def _counted() -> HeadlineTable:
+    return load(table_of(COUNTED_BY))
 
 
 def forecast_rows(gpu: str) -> list[dict[str, str]]:
@@ -44,9 +59,9 @@ def forecast_rows(gpu: str) -> list[dict[str, str]]:
 
 
 def write_forecast(folder: Path, gpu: str) -> Path:
-    """Write folder/forecast.csv. Returns its path."""
+    """Write folder/forecast.csv; beside a run that is filed, whose forecast stays, NEXT. Returns the path."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "forecast.csv"
+    path = folder / (NEXT if (folder / "residuals.csv").exists() else "forecast.csv")
     write_whole(path, table(FORECAST_COLUMNS, forecast_rows(gpu)).encode())
     return path
 

@@ -26,6 +26,7 @@ from typing import Any
 from .environment import ROOT, alone
 from .failure import CONTEXT_LOST
 from .files import read
+from .inductor_sources import NAME, gather
 from .plans import CLOSE_S, GRACE_S, PLANS, Plan, Step
 from .results_format import machine_record, pack, write_machine, write_whole
 
@@ -75,6 +76,7 @@ class Run:
         self.done: list[dict[str, Any]] = []
         self.failed = False
         self.parts = Path(tempfile.mkdtemp(prefix="bench-gpu-"))  # what the steps leave for one another
+        self.inductor = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or self.parts / "inductor")
         weakref.finalize(self, shutil.rmtree, self.parts, ignore_errors=True)
 
     def left(self) -> float:
@@ -119,7 +121,8 @@ class Run:
     def environment(self) -> dict[str, str]:
         """os.environ for a step: the peers that were installed come after everything else on the path."""
         path = [p for p in (os.environ.get("PYTHONPATH", ""), str(self.parts / "site")) if p]
-        return alone() | {"PYTHONPATH": os.pathsep.join(path), "FUSED_OPS_CACHE": str(self.parts / "tables")}
+        own = {"PYTHONPATH": os.pathsep.join(path), "FUSED_OPS_CACHE": str(self.parts / "tables")}
+        return alone() | own | {"TORCHINDUCTOR_CACHE_DIR": str(self.inductor)}
 
     def do(self, step: Step) -> None:
         started, crashed = self.clock(), False
@@ -165,6 +168,7 @@ class Run:
         tables = sorted((self.parts / "tables").glob("*.json"))
         if tables:
             write_whole(self.out / "tuned.json", read(tables[-1]))
+        gather(self.inductor, self.out / NAME)
         pack(self.out)
 
     def drift(self) -> str:
@@ -314,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         args.out.mkdir(parents=True, exist_ok=True)
         if not args.resume:
-            for name in ("results.csv", "correctness.csv", "log.txt", "tuned.json", "benchmark.json", "results.tar.gz"):
+            for name in ("results.csv", "correctness.csv", "log.txt", "tuned.json", "benchmark.json", NAME, "results.tar.gz"):
                 (args.out / name).unlink(missing_ok=True)
         status = run.all()
         print((args.out / "summary.md").read_text())

@@ -4,7 +4,7 @@
 #   bench/gpu.sh OUT [--call first|second|tensorrt|rest] [--seconds N] [--only PATTERN] [--steps A,B] [--again TESTS] [--resume] [--dry-run]
 #
 # Needs python3 with torch, triton, numpy, pytest and pytest-benchmark; runs from a checkout, nothing installed. Everything is
-# under OUT, in at most eight files, and usable when the command is cut short: each measurement is flushed as it is made.
+# under OUT, in at most nine files, and usable when the command is cut short: each measurement is flushed as it is made.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

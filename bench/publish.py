@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from fused_ops._runtime.tuned_kernels import KERNELS, source_hash
+from fused_ops._tools.headline_table import table_of
 
 from .environment import ROOT, gpu_folder
 from .figures import rewritten
 from .files import lines, read_text
-from .forecast import RESIDUAL_COLUMNS, read_forecast, residuals, said_of, table
+from .forecast import NEXT, RESIDUAL_COLUMNS, read_forecast, residuals, said_of, table
 from .record import COLUMNS, KEY, annotate, read
 from .results_check import table_owner
 from .results_format import CORRECTNESS_COLUMNS, FORMAT, FormatError, Results, write_whole
@@ -72,6 +74,11 @@ def publish(paths: Iterable[Path], root: Path = ROOT, add: bool = False, replace
     try:
         if target.is_dir():
             _keep(target, staging)
+            if replace and (staging / NEXT).is_file():
+                os.replace(staging / NEXT, staging / "forecast.csv")
+        counts = table_of(runs[-1].machine["triton"])  # of the kernels that were measured: bench fit reads it
+        if counts.is_file() and (replace or not (staging / "counts.csv").is_file()):
+            shutil.copyfile(counts, staging / "counts.csv")
         _fill(staging, sources, [*earlier, *(run.machine for run in runs)], done)
         tuned = _tuned(runs, done)
         staging.chmod(0o755)

@@ -21,7 +21,9 @@ from .files import read
 
 FORMAT = 1
 ARCHIVE = "results.tar.gz"
-FILES = ("machine.json", "results.csv", "correctness.csv", "benchmark.json", "tuned.json", "summary.md", "log.txt")
+FILES = (
+    "machine.json", "results.csv", "correctness.csv", "benchmark.json", "tuned.json", "summary.md", "inductor.jsonl", "log.txt",
+)  # fmt: skip
 MAX_BYTES = 16 << 20  # of a file
 MAX_ARCHIVE = len(FILES) * (MAX_BYTES + 4096)  # of the archive, unpacked
 LOG_BYTES = 4 << 20  # of the log, its end

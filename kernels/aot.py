@@ -72,13 +72,10 @@ def _main_width(moved: dict[int, int]) -> int:
 
 
 def _kernel(case: dict[str, Any]) -> Any:
-    """The JITFunction of a case, from this folder, which is no package: it gets a name of its own."""
-    package = "_fused_ops_kernels"
-    if package not in sys.modules:
-        module = types.ModuleType(package)
-        module.__path__ = [str(Path(__file__).resolve().parent)]
-        sys.modules[package] = module
-    return getattr(importlib.import_module(f"{package}.{case['module']}"), case["kernel"])
+    """The JITFunction of a case: of this folder, or of the module that its "peer" names."""
+    if case.get("peer"):
+        return getattr(importlib.import_module(case["peer"]), case["kernel"])
+    return getattr(_package(case["module"]), case["kernel"])
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
@@ -96,6 +93,13 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _constant(value: Any) -> Any:
+    """A constant as the kernel takes it: of Triton's dtypes, which JSON does not know, there is the name, as "tl:bf16"."""
+    import triton.language as tl
+
+    return tl.dtype(value[3:]) if isinstance(value, str) and value.startswith("tl:") else value
+
+
 def compiled_case(case: dict[str, Any]) -> Any:
     """What Triton compiles a case to."""
     import triton
@@ -111,15 +115,40 @@ def compiled_case(case: dict[str, Any]) -> Any:
             attrs[(i,)] = [["tt.divisibility", int(divisible)]]
     if getattr(kernel, "is_gluon", lambda: False)():
         from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
-    source = ASTSource(kernel, signature, case["constexprs"], attrs)
+    source = ASTSource(kernel, signature, {name: _constant(value) for name, value in case["constexprs"].items()}, attrs)
     options = {"num_warps": case["num_warps"], "num_stages": case["num_stages"], "num_ctas": case.get("num_ctas", 1)}
     options |= {"maxnreg": case["maxnreg"]} if case.get("maxnreg") else {}
     options["enable_fp_fusion"] = True
     return triton.compile(source, target=GPUTarget("cuda", case["arch"], 32), options=options)
 
 
+def _package(module: str) -> Any:
+    """A module of this folder, which is no package: it gets a name of its own."""
+    package = "_fused_ops_kernels"
+    if package not in sys.modules:
+        made = types.ModuleType(package)
+        made.__path__ = [str(Path(__file__).resolve().parent)]
+        sys.modules[package] = made
+    return importlib.import_module(f"{package}.{module}")
+
+
+def _counted(compiled: Any, case: dict[str, Any]) -> dict[str, Any]:
+    """What the machine code holds and a launch of it executes: the fields of sass.counted."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-sass", file.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    result: dict[str, Any] = _package("sass.counted").counted(listing, compiled.asm["ptx"], case)
+    return result
+
+
 def compile_case(case: dict[str, Any]) -> dict[str, Any]:
     """Compile one case and return its row, or a row whose "error" says why it does not compile.
+
+    A case with a "launch" (its grid, its sizes, the bytes of its tensors) also has its machine code counted.
 
     A case with a "min_triton" later than this one is not compiled, and its row's "skipped" says so.
     """
@@ -148,6 +177,8 @@ def compile_case(case: dict[str, Any]) -> dict[str, Any]:
             "occupancy": occupancy(case["arch"], registers, compiled.metadata.shared, case["num_warps"]),
             "shared_limit": LIMITS[case["arch"]][0],
         }
+        if "launch" in case:
+            row["counted"] = _counted(compiled, case)
     except Exception as error:  # a compiler's failure is the row's result, whatever its type
         row["error"] = f"{type(error).__name__}: {str(error).strip()[:500]}"
     return row

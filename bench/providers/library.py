@@ -73,3 +73,14 @@ def affine(work: Workload, who: str) -> None:
     """Refuse a layer norm without weight and bias."""
     if len(work.args) < 4 or work.args[2] is None or work.args[3] is None:
         raise Unsupported(f"{who} wants a weight and a bias")
+
+
+def weighted(work: Workload, who: str) -> None:
+    """Refuse an RMS norm without weight."""
+    if len(work.args) < 3 or work.args[2] is None:
+        raise Unsupported(f"{who} wants a weight")
+
+
+def epsilon(input: Tensor, eps: float | None) -> float:
+    """What F.rms_norm takes where none is given."""
+    return float(torch.finfo(input.dtype).eps) if eps is None else eps

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..provider import Prepared, Provider, Unsupported, Workload, limited, missing, needs_cuda
 from . import library
-from .library import Library, Table, affine, rehearse, rows_of, version_of
+from .library import Library, Table, affine, rehearse, rows_of, version_of, weighted
 from .quack_kernels import Quack
 
 __all__ = ["FlagGems", "Helion", "Liger", "Quack"]
@@ -65,7 +65,13 @@ class Liger(Library):
 
             return call
 
-        return {"softmax": softmax, "layer_norm": layer_norm, "gated_linear": gated_linear}
+        def rms_norm(work: Workload) -> Callable[..., Tensor]:
+            weighted(work, "Liger's RMS norm")
+            return lambda input, shape, weight, eps=None: f.liger_rms_norm(
+                input, weight, library.epsilon(input, eps), 0.0, "llama", False
+            )
+
+        return {"softmax": softmax, "layer_norm": layer_norm, "rms_norm": rms_norm, "gated_linear": gated_linear}
 
 
 class FlagGems(Library):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..provider import Unsupported, Workload, missing, needs_cuda
-from .library import Library, Table, affine, rows_of
+from .library import Library, Table, affine, epsilon, rows_of, weighted
 
 MODULES = ("quack", "quack.rmsnorm", "quack.gemm_interface", "quack.mlp")  # imported before any time is limited
 
@@ -35,6 +35,7 @@ class Quack(Library):
         return {
             "softmax": _quack_softmax,
             "layer_norm": _quack_layer_norm,
+            "rms_norm": _quack_rms_norm,
             "linear": _quack_linear,
             "gated_linear": _quack_gated,
             "mlp": _quack_mlp,
@@ -69,6 +70,13 @@ def _quack_layer_norm(work: Workload) -> Callable[..., Tensor]:
     if not work.trains:
         return lambda input, shape, weight, bias, eps=1e-5: rmsnorm.layernorm_fwd(input, weight32, bias32, eps)
     return lambda input, shape, weight, bias, eps=1e-5: LayerNorm.apply(input, weight, bias, eps)
+
+
+def _quack_rms_norm(work: Workload) -> Callable[..., Tensor]:
+    """quack's rmsnorm, whose backward is its own."""
+    weighted(work, "quack's RMS norm")
+    rmsnorm = importlib.import_module("quack.rmsnorm").rmsnorm
+    return lambda input, shape, weight, eps=None: rmsnorm(input, weight, eps=epsilon(input, eps))
 
 
 _QUACK_ACTIVATIONS = {"relu": "relu", "gelu_tanh": "gelu_tanh_approx", "silu": "silu", "relu2": "relu_sq", "tanh": "tanh"}

@@ -38,15 +38,28 @@ def audit(
         Optional[str], typer.Option(help="Interpreter whose Triton compiles; it needs no torch. By default this one.")
     ] = None,
     write_table: Annotated[
-        bool, typer.Option("--write-table", help="First write what is found to the table of programs an SM holds.")
+        bool, typer.Option("--write-table", help="First write what is found to the table that it is held to.")
     ] = False,
+    headline: Annotated[
+        bool,
+        typer.Option(
+            help="The launches of the headline benchmark rows instead, for sm_90: counted, forecast, held to a table."
+        ),
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="With --headline: whose coefficients forecast, h100 or h200.")] = "h100",
 ) -> None:
     """Compile every kernel ahead of time, with no GPU, and show what it costs: registers, spills, memory access.
 
     Exits with 1 if a kernel spills, needs more shared memory than there is, loads aligned rows in less than 128 bits,
     does not compile, or if an SM holds fewer programs of it than fused_ops/_tools/occupancy.csv says for this Triton. Kernels that need a later Triton than the one that compiles (clusters) are skipped.
+    With --headline: if a launch costs more than fused_ops/_tools/headline-<Triton>.csv says.
     """
     from ..._tools import audit as audit_module
+
+    if headline:
+        from .headline import audit_headline
+
+        return audit_headline(kernel, as_json, jobs, python, write_table, gpu)
 
     try:
         architectures = audit_module.parse_architectures(arch)

@@ -18,12 +18,15 @@ from typing import Any
 from .._runtime.settings import compiling_environment
 from . import occupancy
 from .audit_cases import ARCHITECTURES, KNOWN_ARCHITECTURES, audit_cases
+from .forecast.launched import Columns
 from .occupancy import Key, Table
 
 __all__ = ["ARCHITECTURES", "KNOWN_ARCHITECTURES", "AuditRow", "audit_cases", "parse_architectures", "run_audit", "write_table"]
 JSON_KEYS = (
     "kernel", "config", "arch", "dtype", "registers", "spill_bytes", "shared_bytes", "load_bits", "store_bits", "mma", "triton",
 )  # fmt: skip
+COUNTED_KEYS = ("row", *Columns._fields)
+"""What --headline adds: the row, as "softmax 4k bfloat16 fwd", and the columns of `forecast.launched`. null in other rows."""
 VECTOR_BITS = 128
 
 
@@ -34,7 +37,7 @@ class AuditRow:
     registers, spill_bytes: a thread's. shared_bytes: a program's. load_bits, store_bits: the access widths that move the
     most bytes; loads, stores: the bits moved by each width. occupancy: programs that an SM holds. num_ctas: the programs of
     a cluster; cluster_accesses: reads of another program's shared memory. error: the compiler's, where there is no kernel.
-    skipped: why a case is not for the Triton that compiles.
+    skipped: why a case is not for the Triton that compiles. counted: see kernels/sass/counted.py; empty where no launch is known.
     """
 
     kernel: str
@@ -58,6 +61,7 @@ class AuditRow:
     cluster_accesses: int = 0
     error: str = ""
     skipped: str = ""
+    counted: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -84,7 +88,7 @@ class AuditRow:
     def as_json(self) -> dict[str, Any]:
         """The published fields, JSON-serialisable."""
         row = asdict(self)
-        return {key: row[key] for key in JSON_KEYS}
+        return {key: row[key] for key in JSON_KEYS} | dict.fromkeys(COUNTED_KEYS)
 
 
 def parse_architectures(text: str) -> list[int]:

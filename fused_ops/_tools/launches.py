@@ -8,10 +8,11 @@ tensors that say that they are on a GPU: autograd on fake CUDA tensors would nee
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -59,10 +60,14 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Pointer:
-    """A tensor argument as Triton's compiler sees it: a dtype, and an address that is a multiple of 16 bytes or not."""
+    """A tensor argument as Triton's compiler sees it: a dtype, and an address that is a multiple of 16 bytes or not.
+
+    elements: how many it has, which the compiler does not see.
+    """
 
     dtype: torch.dtype
     aligned: bool = True
+    elements: int = field(default=0, compare=False)
 
     def data_ptr(self) -> int:
         return ALIGNMENT if self.aligned else 1
@@ -113,6 +118,16 @@ class Launch:
         return level, elements
 
 
+@dataclass(frozen=True)
+class AtenCall:
+    """One of ATen's kernels beside ours: its operator, the bytes that its tensors have, and the sizes (M, N, K) of a product."""
+
+    name: str
+    nbytes: int
+    itemsize: int
+    product: tuple[int, int, int] | None = None
+
+
 def _as_compiled(value: Any) -> Any:
     """A number as far as the compiler looks at it; anything else as it is."""
     if type(value) is not int:
@@ -129,8 +144,10 @@ def unique(launches: Iterable[Launch]) -> list[Launch]:
 
 
 @contextlib.contextmanager
-def listed(gpu: Gpu, dispatched: bool = False) -> Iterator[list[Launch]]:
+def listed(gpu: Gpu, dispatched: bool = False, everything: list[Launch | AtenCall] | None = None) -> Iterator[list[Launch]]:
     """While active, tensors that are made on `DEVICE` or on "cuda" are fake, and launches are noted in the list, not made.
+
+    everything: a list that gets the launches and ATen's kernels, in order.
 
     dispatched: the public functions go through torch's dispatcher, as they do under a dispatch mode (ContractMode); else they
     take their fast path, as in a plain call. Not thread-safe: it replaces what the launchers ask the driver.
@@ -141,9 +158,10 @@ def listed(gpu: Gpu, dispatched: bool = False) -> Iterator[list[Launch]]:
     def record(kernel: Any, grid: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if threading.get_ident() != thread:
             return False
-        launches.append(
-            Launch(kernel.fn.__module__, kernel.fn.__name__, grid, tuple(map(_argument, args)), tuple(kwargs.items()))
-        )
+        one = Launch(kernel.fn.__module__, kernel.fn.__name__, grid, tuple(map(_argument, args)), tuple(kwargs.items()))
+        launches.append(one)
+        if everything is not None:
+            everything.append(one)
         return True
 
     replacements: list[tuple[Any, str, Any]] = [
@@ -167,9 +185,50 @@ def listed(gpu: Gpu, dispatched: bool = False) -> Iterator[list[Launch]]:
         stack.callback(forget_plans)
         stack.enter_context(_tables_of(gpu))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        fake = FakeTensorMode if everything is None else functools.partial(_Noting, everything)
+        stack.enter_context(fake(allow_non_fake_inputs=True))
         stack.enter_context(Launcher())
         yield launches
+
+
+class _Noting(FakeTensorMode):
+    """Fake tensors, with a note of each operator that would run a kernel of ATen's or cuBLAS."""
+
+    def __init__(self, everything: list[Launch | AtenCall], **options: Any) -> None:
+        super().__init__(**options)
+        self.everything, self.depth = everything, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.depth += 1
+        try:
+            result = super().__torch_dispatch__(func, types, args, kwargs or {})
+        finally:
+            self.depth -= 1
+        if self.depth == 0 and func.namespace == "aten" and (call := _aten_call(func, args, result)) is not None:
+            self.everything.append(call)
+        return result
+
+
+_PRODUCTS = {"mm": 0, "addmm": 1, "_addmm_activation": 1, "_scaled_mm": 0}  # the place of the first factor
+
+
+def _aten_call(func: Any, args: tuple[Any, ...], result: Any) -> AtenCall | None:
+    """What an operator is as a kernel; None where it only makes a view, or memory."""
+    name = func.overloadpacket.__name__
+    outputs = [t for t in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(t, Tensor)]
+    views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+    if views or not outputs or "empty" in name or name in ("detach", "alias", "lift_fresh"):
+        return None
+    inputs = [a for a in args if isinstance(a, Tensor)]
+    itemsize = (inputs or outputs)[0].element_size()
+    product = None
+    if name in _PRODUCTS:
+        a, b = args[_PRODUCTS[name] :][:2]
+        product = (a.shape[0], b.shape[1], a.shape[1])
+        itemsize = a.element_size()
+    elif name == "linear":
+        product = (args[0].numel() // args[0].shape[-1], args[1].shape[0], args[1].shape[1])
+    return AtenCall(name, sum(t.numel() * t.element_size() for t in (*inputs, *outputs)), itemsize, product)
 
 
 class Launcher(TorchDispatchMode):
@@ -204,7 +263,7 @@ def fake_on_gpu(value: Any) -> Any:
 def _argument(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    return Pointer(value.dtype, _address(value) % ALIGNMENT == 0)
+    return Pointer(value.dtype, _address(value) % ALIGNMENT == 0, value.numel())
 
 
 def _address(tensor: Tensor) -> int:

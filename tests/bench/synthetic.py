@@ -96,6 +96,7 @@ def write_run(
     }
     (out / "benchmark.json").write_text(json.dumps(benchmark))
     (out / "summary.md").write_text("# GPU run\n")
+    (out / "inductor.jsonl").write_text(json.dumps({"file": "a.py", "source": "x = 1"}) + "\n")
     (out / "log.txt").write_text("a line\n")
     if tuned is not None:
         (out / "tuned.json").write_text(json.dumps(tuned))

@@ -11,7 +11,7 @@ import pytest
 from bench import publish as publish_module
 from bench.__main__ import main
 from bench.figures import BEGIN, END
-from bench.forecast import BAND, read_forecast, residuals, said_of
+from bench.forecast import BAND, NEXT, read_forecast, residuals, said_of
 from bench.publish import publish
 from bench.record import KEY, read
 from bench.results_format import ARCHIVE, FormatError
@@ -54,6 +54,7 @@ def test_a_run_is_filed(root: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert str(folder) in capsys.readouterr().out
     assert {p.name for p in folder.iterdir()} == {
         "results.csv", "correctness.csv", "benchmark.json", "machine.json", "summary.md", "forecast.csv", "residuals.csv",
+        "counts.csv",
     }  # fmt: skip
     assert json.loads((folder / "machine.json").read_text())["calls"][0]["call"] == "first"
     benchmark = json.loads((folder / "benchmark.json").read_text())
@@ -67,6 +68,22 @@ def test_a_run_is_filed(root: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert text in summary
     assert not list((root / "bench" / "results").glob(".*"))
+
+
+def test_a_next_forecast_waits_until_the_filed_run_is_replaced(root: Path, tmp_path: Path) -> None:
+    folder = publish([write_run(tmp_path / "a", ROWS)], root).folder
+    before = (folder / "forecast.csv").read_bytes()
+    assert main(["forecast", "--gpu", "h100", "--root", str(root)]) == 0
+    assert (folder / "forecast.csv").read_bytes() == before == (folder / NEXT).read_bytes()
+    (folder / NEXT).write_bytes(before.replace(b",memory,", b",issue,"))
+    (folder / "counts.csv").write_text("of the kernels that ran")
+    publish([write_run(tmp_path / "a", ROWS)], root)
+    assert (folder / "forecast.csv").read_bytes() == before
+    assert (folder / "counts.csv").read_text() == "of the kernels that ran"
+    publish([write_run(tmp_path / "b", ROWS)], root, replace=True)
+    assert b",issue," in (folder / "forecast.csv").read_bytes()
+    assert not (folder / NEXT).exists()
+    assert (folder / "counts.csv").read_text() != "of the kernels that ran"
 
 
 def test_residuals_are_measured_over_forecast(root: Path, tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ OTHERWISE = {
     "fused_ops/_runtime/files.py": "the reader itself",
     "fused_ops/_runtime/tuned_kernels.py": "the package's own sources",
     "fused_ops/_tools/forecast/model.py": "the package's own sources",
+    "fused_ops/_tools/forecast/gpus.py": "the package's own coefficients",
+    "fused_ops/_tools/headline_table.py": "a table of the package",
     "fused_ops/_tools/occupancy.py": "a table of the package",
     "fused_ops/_tools/doctor.py": "the driver's own file under /proc",
     "fused_ops/_tools/precompile.py": "the null device, to write to",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from fused_ops import REGISTRY
 from fused_ops._tools.forecast import GPUS, Forecast, Gpu, forecast, gpu_named, kernels_hash, variant_of
-from fused_ops._tools.forecast.gpus import SOURCES
+from fused_ops._tools.forecast.gpus import FILE, SOURCES, coefficients, read
 from fused_ops._tools.forecast.limits import Launch, last_wave
 from fused_ops.testing import Case
 
@@ -129,8 +130,41 @@ def test_gpus_go_by_either_name() -> None:
 
 
 def test_every_coefficient_says_where_it_is_from() -> None:
-    said = {name for names in SOURCES for name in names.split(", ")}
-    assert said == {f.name for f in dataclasses.fields(Gpu)} - {"name"}
+    assert set(SOURCES) == {f.name for f in dataclasses.fields(Gpu)} - {"name"}
+    assert all(source and fits for source, fits in SOURCES.values())
+
+
+def _changed(change: Any) -> str:
+    content = json.loads(FILE.read_text())
+    change(content)
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["gpus"]["h100"].pop("latency"), "gpus.h100: got .*allowed: .*latency"),
+        (lambda c: c["gpus"]["h100"].update(latency=-1), "gpus.h100.latency: got -1, allowed: a number above 0"),
+        (lambda c: c["gpus"]["h100"].update(issue_share=1.5), "gpus.h100.issue_share: got 1.5, .*at most 1"),
+        (lambda c: c["gpus"]["h100"].update(norm=True), "gpus.h100.norm: got True"),
+        (lambda c: c["gpus"]["h100"]["rates"].update({"2": "fast"}), "gpus.h100.rates.2: got 'fast'"),
+        (lambda c: c["gpu_coefficients"]["norm"].pop("source"), "gpu_coefficients.norm: source: a text is missing"),
+        (lambda c: c["gpu_coefficients"].pop("norm"), "gpu_coefficients: got"),
+        (lambda c: c["model"]["duty"].update(value=2), "model.duty: got 2, .*at most 1"),
+        (lambda c: c["host"]["seconds"].update(fwd=None), "host.fwd: got None"),
+        (lambda c: c.pop("host"), "got gpu_coefficients, gpus, model, allowed: "),
+    ],
+)
+def test_coefficients_that_mean_nothing_are_refused(change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(_changed(change))
+
+
+def test_coefficients_are_what_the_file_says() -> None:
+    assert read(FILE.read_text()) == coefficients()
+    assert read(_changed(lambda c: c["gpus"]["h100"].update(latency=1e-6))).gpus["h100"].latency == 1e-6
+    with pytest.raises(ValueError, match="no JSON"):
+        read("{")
 
 
 def test_activations_are_read_from_names() -> None:
@@ -157,32 +191,52 @@ def command(*args: str) -> Any:
 
 
 def test_the_command_says_the_time_and_what_limits_it() -> None:
-    found = forecast("layer_norm", (16384, 768), BF16, "bwd", H100)
-    said = command("layer_norm", "16384", "768", "--pass", "bwd")
-    assert said.exit_code == 0
-    assert f"{found.seconds * 1e6:.1f} us on h100, limited by in flight: a forecast, not a measurement" in said.stdout
-    answer = json.loads(command("layer_norm", "16384", "768", "--pass", "bwd", "--json").stdout)
-    assert answer["seconds"] == found.seconds
-    assert [part["name"] for part in answer["launches"]] == ["layer_norm_bwd", "column_sum"]
-    wall = json.loads(command("softmax", "1", "4096", "--wall", "--json", "--gpu", "NVIDIA H200").stdout)
+    """By formula, where nothing is compiled and no table has the shape; else from the committed counts."""
+    found = forecast("layer_norm", (16000, 768), BF16, "bwd", H100)
+    said = command("layer_norm", "16000", "768", "--pass", "bwd", "--quick")
+    assert said.exit_code == 0, said.output
+    assert f"{found.seconds * 1e6:.1f} us on h100, limited by in flight, " in said.stdout
+    assert "a forecast, not a measurement (formulas)" in said.stdout
+    answer = json.loads(command("layer_norm", "16384", "768", "--pass", "bwd", "--quick", "--json").stdout)
+    assert [part["name"] for part in answer["launches"]] == ["layer_norm_bwd_kernel", "column_sum_kernel"]
+    assert answer["counts"].startswith("headline-")
+    assert answer["seconds"] == pytest.approx(sum(part["seconds"] for part in answer["launches"]))
+    assert answer["launches"][0]["instructions_per_element"] > 1
+    wall = json.loads(command("softmax", "1", "4096", "--wall", "--quick", "--json", "--gpu", "NVIDIA H200").stdout)
     assert (wall["gpu"], wall["binding"]) == ("h200", "host")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux only")
+@pytest.mark.xdist_group("audit")
+def test_the_command_compiles_what_no_table_has() -> None:
+    answer = json.loads(command("rms_norm", "4096", "1536", "--json", "--jobs", "1").stdout)
+    (launch,) = answer["launches"]
+    assert answer["counts"].startswith("compiled by Triton ")
+    assert launch["name"] == "rms_norm_fwd_kernel"
+    assert launch["spill_bytes"] == 0
+    assert launch["programs_per_sm"] > 1
+    assert 2 * 4096 * 1536 * 2 / H100.copy < answer["seconds"] < 1e-4
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("pooling", "1", "1"), "got 'pooling', allowed: softmax"),
+        (("pooling", "1", "1"), "got 'pooling', allowed: "),
         (("softmax", "1"), "softmax: got 1 sizes, allowed: 2"),
         (("softmax", "0", "1"), "Invalid value"),
         (("softmax", "1", "1", "--gpu", "a100"), "got 'a100', allowed: h100, h200"),
         (("softmax", "1", "1", "--dtype", "int8"), "got 'int8', allowed: bf16"),
-        (("softmax", "1", "1", "--dtype", "fp8"), "fp8 is linear_fp8's"),
+        (("softmax", "1", "1", "--dtype", "fp8"), "softmax: got fp8, allowed: bf16, fp16, fp32"),
         (("softmax", "1", "1", "--pass", "up"), "got 'up', allowed: fwd"),
+        (("softmax", "1", "1", "--activation", "gelu"), "softmax has none: got gelu"),
         (("linear", "1", "1", "1", "--activation", "swish"), "got 'swish', allowed: none"),
+        (("mlp", "1", "1", "1"), "mlp needs one: gelu, gelu_tanh"),
         (("linear_fp8", "1", "1", "1", "--dtype", "fp8", "--pass", "bwd"), "linear_fp8 has no bwd"),
+        (("layer_norm_fp8", "8", "768", "--quick"), "no formula is of it"),
     ],
 )
 def test_the_command_refuses_what_it_has_no_model_of(args: tuple[str, ...], message: str) -> None:
+    """Before anything is compiled."""
     said = command(*args)
     assert said.exit_code == 2
     assert message in said.stderr

@@ -1,4 +1,6 @@
-"""What the kernels cost, counted from SASS that Triton 3.6 to 3.9 compiled for sm_90, as small formulas.
+"""What the kernels cost, as small formulas of their sizes, for a forecast at once: where nothing can be compiled, or may not.
+
+Read off SASS that Triton 3.6 to 3.9 compiled for sm_90 before the kernels were last made faster; `counted` has what a launch costs.
 
 A row kernel's instructions are `base + per * elements` a warp, elements being those that one thread holds. The pairs of
 numbers were read off compiled kernels (512, 1024 and 4096 columns; packed: 32768 and 65536); those marked belief were not.
@@ -7,6 +9,8 @@ numbers were read off compiled kernels (512, 1024 and 4096 columns; packed: 3276
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from .gpus import MODEL
 
 
 class Count(NamedTuple):
@@ -31,6 +35,11 @@ ROWS = {
     ("layer_norm_fwd", "chunked"): Count(40, 26.0),  # belief
     ("layer_norm_bwd", "one_pass"): Count(60, 21.0),  # 8 elements a thread: 228 a row
     ("layer_norm_bwd", "chunked"): Count(40, 38.0),  # 16 elements a thread, both passes: belief
+    ("rms_norm_fwd", "one_pass"): Count(80, 9.0),
+    ("rms_norm_fwd", "packed"): Count(80, 16.0),  # belief
+    ("rms_norm_fwd", "chunked"): Count(40, 22.0),  # belief
+    ("rms_norm_bwd", "one_pass"): Count(60, 16.0),  # 8 elements a thread: 189 a row
+    ("rms_norm_bwd", "chunked"): Count(40, 32.0),  # belief
 }
 """(kernel, variant) -> instructions of a warp for one tile, or for one chunk."""
 
@@ -38,7 +47,13 @@ EDGES = {"softmax_fwd": 39.0, "softmax_bwd": 30.0}
 """Instructions an element of a lane where short rows start at any address (197 columns: 312 and 240 a row)."""
 EDGES_LONG = 1.10  # factor on packed rows with edges: 1572 instructions at 50257 columns
 
-REGISTERS = {"one_pass": (20.0, 1.0), "packed": (16.0, 0.75), "chunked": (40.0, 0.0), "layer_norm_bwd": (32.0, 4.0)}
+REGISTERS = {
+    "one_pass": (20.0, 1.0),
+    "packed": (16.0, 0.75),
+    "chunked": (40.0, 0.0),
+    "layer_norm_bwd": (32.0, 4.0),
+    "rms_norm_bwd": (32.0, 4.0),
+}
 """Registers of a thread: base + per * elements. They decide how many programs an SM holds."""
 
 ACTIVATION_FWD = {
@@ -52,17 +67,8 @@ ACTIVATION_BWD = {"gelu": 396 / 8, "gelu_tanh": 248 / 8, "silu": 199 / 8, "none"
 ACTIVATION_BWD_ELSE = 25.0
 FP8_DRAIN = 136.0  # instructions a step of K in which partial sums of 128 products join the fp32 sum
 
-DUTY_PERSISTENT = 0.6  # part of the time in which a program that waits for each row has its loads on the way: belief
-DUTY = 0.5  # the same of a program among many: belief
-LAST_WAVE_FELT = 0.5  # of a last wave's emptiness, in kernels that memory limits: fewer programs still keep it busy; belief
-TENSOR_SHARE = {"ours": 0.95, "cublas": 0.97, "fp8": 0.95}  # of the rate of a large cuBLAS product, in the main loop: belief
-LEAST_CUBLAS = 0.80  # cuBLAS splits K rather than leave more of the GPU idle: belief
-WEIGHT_STREAM = 0.92  # of the copy rate, where a few rows meet a large weight: others see 2.9 TB/s
-
-HOST = {
-    ("softmax", "fwd"): 10e-6, ("softmax", "fwd+bwd"): 30e-6, ("layer_norm", "fwd"): 12e-6, ("layer_norm", "fwd+bwd"): 50e-6,
-    ("linear", "fwd"): 32e-6, ("linear", "fwd+bwd"): 90e-6,
-}  # fmt: skip
-"""Seconds of host time an eager call: launchers counted with a driver that does nothing (layer norm 8.5 and 27.6 us, TMA
-linear 26.6), and torch's dispatch and autograd beside them, a belief."""
-HOST_ELSE = {"fwd": 20e-6, "train_fwd": 30e-6, "bwd": 40e-6, "fwd+bwd": 70e-6}
+DUTY_PERSISTENT, DUTY = MODEL["duty_persistent"], MODEL["duty"]
+LAST_WAVE_FELT = MODEL["last_wave_felt"]
+TENSOR_SHARE = {"ours": MODEL["tensor_share"], "cublas": MODEL["cublas_share"], "fp8": MODEL["tensor_share"]}
+LEAST_CUBLAS = MODEL["least_cublas"]
+WEIGHT_STREAM = MODEL["weight_stream"]

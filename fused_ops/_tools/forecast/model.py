@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import counts, products, rows
-from .gpus import Gpu
+from . import products, rows
+from .gpus import Gpu, host_seconds
 from .limits import Launch, longest
 
-MODEL_VERSION = 1
+MODEL_VERSION = 2
 """Raised whenever a forecast may change without a change of the kernels: forecasts of two versions do not compare."""
 
 ACTIVATIONS = ("gelu_tanh", "quick_gelu", "gelu", "silu", "relu2", "relu", "sigmoid", "tanh")  # longest endings first
@@ -62,7 +62,7 @@ def forecast(
         raise ValueError(f"forecast: {op} has no {pass_}: it is forward only")
     seconds, binding = sum(launch.seconds for launch in launches), longest(launches).binding
     if kind == "wall":
-        host = counts.HOST.get((op, pass_), counts.HOST_ELSE[pass_])
+        host = host_seconds(op, pass_, gpu)
         if host > seconds:
             return Forecast(host, "host", launches)
     return Forecast(seconds, binding, launches)
@@ -101,6 +101,10 @@ _MODELS: dict[str, tuple[_Fwd, _Bwd]] = {
         lambda s, i, a, t, g: rows.layer_norm_fwd(s[0], s[-1], i, g),
         lambda s, i, a, g: rows.layer_norm_bwd(s[0], s[-1], i, g),
     ),
+    "rms_norm": (
+        lambda s, i, a, t, g: rows.rms_norm_fwd(s[0], s[-1], i, g),
+        lambda s, i, a, g: rows.rms_norm_bwd(s[0], s[-1], i, g),
+    ),
     "linear": (
         lambda s, i, a, t, g: products.linear_fwd(s[0], s[1], s[2], i, a, _saves(a, t), g),
         lambda s, i, a, g: products.linear_bwd(s[0], s[1], s[2], i, a, g),
@@ -119,7 +123,7 @@ _MODELS: dict[str, tuple[_Fwd, _Bwd]] = {
     ),
 }  # fmt: skip
 
-SIZES = {"softmax": 2, "layer_norm": 2, "linear": 3, "gated_linear": 3, "mlp": 3, "linear_fp8": 3}
+SIZES = {"softmax": 2, "layer_norm": 2, "rms_norm": 2, "linear": 3, "gated_linear": 3, "mlp": 3, "linear_fp8": 3}
 """The ops that there is a model of -> how many sizes each has."""
 
 
@@ -128,6 +132,6 @@ def kernels_hash() -> str:
     """The hash of the kernels' source that the forecasts are for: 12 hexadecimal digits."""
     folder = Path(__file__).parents[2] / "kernels"
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(path for path in folder.rglob("*.py") if path.parent.name != "sass"):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]

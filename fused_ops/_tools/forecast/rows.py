@@ -1,4 +1,4 @@
-"""Forecasts of kernels over rows: softmax and layer norm."""
+"""Forecasts of kernels over rows by formula: softmax, layer norm and RMS norm."""
 
 from __future__ import annotations
 
@@ -34,26 +34,48 @@ def layer_norm_fwd(M: int, N: int, itemsize: int, gpu: Gpu) -> list[Launch]:
     return [_rows("layer_norm_fwd", config, M, N, itemsize, 1, 2 * N * itemsize, 0, gpu)]
 
 
+def rms_norm_fwd(M: int, N: int, itemsize: int, gpu: Gpu) -> list[Launch]:
+    """The launch of RMS norm's forward over the last dimension of (M, N)."""
+    from ...kernels.norm.rms_norm import rms_norm_fwd_config
+
+    config = rms_norm_fwd_config(M, N, itemsize, gpu.capability, gpu.sms, N * itemsize % 16 == 0)
+    return [_rows("rms_norm_fwd", config, M, N, itemsize, 1, N * itemsize, 0, gpu)]
+
+
 def layer_norm_bwd(M: int, N: int, itemsize: int, gpu: Gpu) -> list[Launch]:
     """The launches of layer norm's backward over (M, N): a persistent grid, and the sum of its partial rows."""
     from ...kernels.norm.layer_norm_bwd import layer_norm_bwd_config, layer_norm_bwd_programs
 
     config = layer_norm_bwd_config(M, N, itemsize, gpu.capability, gpu.sms, N * itemsize % 16 == 0)
-    programs = layer_norm_bwd_programs(M, config, gpu.sms)
+    return _norm_bwd("layer_norm_bwd", config, layer_norm_bwd_programs(M, config, gpu.sms), M, N, itemsize, 2, gpu)
+
+
+def rms_norm_bwd(M: int, N: int, itemsize: int, gpu: Gpu) -> list[Launch]:
+    """The launches of RMS norm's backward over (M, N): a persistent grid, and the sum of its partial rows."""
+    from ...kernels.norm.rms_norm import rms_norm_bwd_config, rms_norm_bwd_programs
+
+    config = rms_norm_bwd_config(M, N, itemsize, gpu.capability, gpu.sms, N * itemsize % 16 == 0)
+    return _norm_bwd("rms_norm_bwd", config, rms_norm_bwd_programs(M, config, gpu.sms), M, N, itemsize, 1, gpu)
+
+
+def _norm_bwd(
+    kernel: str, config: RowConfig, programs: int, M: int, N: int, itemsize: int, parameters: int, gpu: Gpu
+) -> list[Launch]:
+    """parameters: how many have a gradient."""
     read, row = 2 * M * N * itemsize, 2 * N * itemsize
-    resident = max(1, min(programs, gpu.sms * _resident("layer_norm_bwd", config)))
+    resident = max(1, min(programs, gpu.sms * _resident(kernel, config)))
     trips = M / config.block_m
-    ins = _instructions("layer_norm_bwd", config, N, itemsize) * trips
+    ins = _instructions(kernel, config, N, itemsize) * trips
     reread = _missed(read, programs * config.block_m * row, gpu) if config.chunked else 0.0
-    partial = 2 * programs * N * PARTIAL_BYTES
+    partial = parameters * programs * N * PARTIAL_BYTES
     flying = resident * (config.block_m * (2 * config.block_n * itemsize if config.chunked else row))
     limits = {
         "memory": (1.5 * read + reread + partial) / gpu.copy,
         "issue": gpu.issue(1, ins, config.num_warps) * max(1.0, gpu.sms / programs),
         "in flight": (read + reread) * gpu.latency / (flying * counts.DUTY_PERSISTENT),
     }
-    main = Launch("layer_norm_bwd", limits, _uneven(trips, programs), gpu.launch, gpu.norm)
-    return [main, column_sum(programs, 2 * N, gpu)]
+    main = Launch(kernel, limits, _uneven(trips, programs), gpu.launch, gpu.norm)
+    return [main, column_sum(programs, parameters * N, gpu)]
 
 
 def column_sum(partial_rows: int, columns: int, gpu: Gpu) -> Launch:

@@ -1,0 +1,1 @@
+"""Machine code (SASS) read: what it holds, and how often a program of a launch executes it."""
