@@ -26,7 +26,10 @@ _SMALL_TMA_TILES = (
     (MatmulConfig(64, 64, 64, num_warps=4, num_stages=4, kind="tma", programs=2), 0.45),
 )
 _SHALLOW_TMA_TILES = {
-    "fwd": ((MatmulConfig(128, 128, 64, num_warps=8, num_stages=3, kind="tma", subtiles=2, programs=2), 1.0), *_SMALL_TMA_TILES),
+    "fwd": (
+        (MatmulConfig(128, 128, 64, num_warps=8, num_stages=3, kind="tma", subtiles=2, programs=2), 1.0),
+        *_SMALL_TMA_TILES,
+    ),
     "dact": (
         (MatmulConfig(128, 128, 64, num_warps=4, num_stages=3, kind="tma", subtiles=4, programs=2), 1.0),
         (MatmulConfig(64, 128, 64, num_warps=4, num_stages=4, kind="tma", subtiles=4), 0.7),
