@@ -35,3 +35,11 @@ def behind(x, N, value):
     """
     zero = ((N >> 31) & value.to(gl.int32, bitcast=True)).to(gl.int16)
     return (x.to(gl.int16, bitcast=True) ^ zero).to(x.dtype, bitcast=True)
+
+
+@gluon.jit
+def pair_max(a, b):
+    """The maximum of two tensors of 16-bit floats, two elements an instruction. A NaN may be passed over."""
+    BF16: gl.constexpr = a.dtype == gl.bfloat16
+    name: gl.constexpr = "max.bf16x2" if BF16 else "max.f16x2"
+    return gl.inline_asm_elementwise(name + " $0, $1, $2;", "=r,r,r", [a, b], dtype=a.dtype, is_pure=True, pack=2)

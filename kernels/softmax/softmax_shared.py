@@ -7,7 +7,7 @@ from triton.experimental.gluon import language as gl
 
 from ..config import SHARED_COLUMNS, RowConfig, cdiv, next_power_of_2
 from ..rows import edge_columns, exp_over, exp_sub, split_row
-from ..shared_rows import COLUMNS, MAX_REGISTERS, SHARED_BYTES, WARPS, behind, commit, copy_in, row_part, wait
+from ..shared_rows import COLUMNS, MAX_REGISTERS, SHARED_BYTES, WARPS, behind, commit, copy_in, pair_max, row_part, wait
 
 EDGES_BWD = SHARED_BYTES // 4 // COLUMNS * COLUMNS  # of rows that start anywhere: both wait in shared memory alone
 
@@ -47,6 +47,7 @@ def softmax_fwd_shared_kernel(
     layout: gl.constexpr = gl.BlockedLayout([VEC], [32], [gl.num_warps()], [0])
     flat: gl.constexpr = gl.SwizzledSharedLayout(vec=VEC, per_phase=1, max_phase=1, order=[0])
     INF: gl.constexpr = float("-inf")
+    FULL: gl.constexpr = SHARED - (HELD == 0)  # chunks in shared memory that end before the row does
     out: gl.constexpr = y_ptr.dtype.element_ty
     end = N // VEC * VEC
     cols = gl.arange(0, BLOCK_N, layout=layout)
@@ -63,15 +64,19 @@ def softmax_fwd_shared_kernel(
         held = held + (gl.load(x_row + at, mask=at < end, other=INF),)
     for _ in range(gl.program_id(0), M, programs):
         wait(0)
-        largest = gl.full([BLOCK_N], INF, gl.float32, layout)
-        for c in range(SHARED):
-            x = chunks.index(c).load(layout).to(gl.float32)
-            largest = gl.maximum(largest, gl.where(c * BLOCK_N + cols < end, x, INF))
+        largest = gl.full([BLOCK_N], INF, x_ptr.dtype.element_ty, layout)
+        for c in range(FULL):
+            largest = pair_max(largest, chunks.index(c).load(layout))
+        for c in range(FULL, SHARED):
+            x = gl.where(c * BLOCK_N + cols < end, chunks.index(c).load(layout), INF)
+            largest = pair_max(largest, x.to(largest.dtype))
         for j in gl.static_range(HELD):
-            largest = gl.maximum(largest, held[j].to(gl.float32))
-        row_max = gl.max(largest, axis=0)
+            largest = pair_max(largest, held[j])
+        row_max = gl.max(largest.to(gl.float32), axis=0)
         total = gl.zeros([BLOCK_N], gl.float32, layout)
-        for c in range(SHARED):
+        for c in range(FULL):
+            total += exp_sub(chunks.index(c).load(layout).to(gl.float32), row_max)
+        for c in range(FULL, SHARED):
             e = exp_sub(chunks.index(c).load(layout).to(gl.float32), row_max)
             total += gl.where(c * BLOCK_N + cols < end, e, 0.0)
         again = ()
@@ -113,6 +118,9 @@ def softmax_bwd_shared_kernel(
     few: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     flat: gl.constexpr = gl.SwizzledSharedLayout(vec=VEC, per_phase=1, max_phase=1, order=[0])
     out: gl.constexpr = dx_ptr.dtype.element_ty
+    FULL: gl.constexpr = SHARED - (HELD == 0) * (
+        1 + EDGES
+    )  # chunks of both rows that end before the row does, wherever it starts
     slots = gl.arange(0, 2 * VEC, layout=few)
     cols = gl.arange(0, BLOCK_N, layout=layout)
     ys = gl.allocate_shared_memory(y_ptr.dtype.element_ty, [SHARED + HELD, BLOCK_N], flat)
@@ -138,7 +146,9 @@ def softmax_bwd_shared_kernel(
             dy_edge = gl.load(dy_ptr + row * stride_dym + edge, mask=in_edge, other=0.0).to(gl.float32)
         wait(0)
         dots = gl.zeros([BLOCK_N], gl.float32, layout)
-        for c in range(SHARED):
+        for c in range(FULL):
+            dots += ys.index(c).load(layout).to(gl.float32) * dys.index(c).load(layout).to(gl.float32)
+        for c in range(FULL, SHARED):
             product = ys.index(c).load(layout).to(gl.float32) * dys.index(c).load(layout).to(gl.float32)
             dots += gl.where(c * BLOCK_N + cols < end, product, 0.0)
         for j in gl.static_range(HELD):
