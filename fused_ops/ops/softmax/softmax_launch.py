@@ -136,7 +136,9 @@ def _fwd_plan(
     vec, edges, same = row_vectors(N, itemsize, stride_xn, (stride_xm, N))
     packable = in_pairs and dtype is out_dtype and itemsize == 2 and vec > 1 and same
     config = measured("softmax_fwd", M, N, itemsize, device, packable)
-    config = config or rows.softmax_fwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device))
+    config = config or rows.softmax_fwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device), edges)
+    if edges and N <= rows.SHORT_FWD and rows.element_wise(config):
+        vec, edges, same = 1, False, False
     options = {
         "N": N, "stride_xm": stride_xm, "stride_ym": N, "VEC": vec, "EDGES": edges,
         "BLOCK_N": config.block_n, "num_warps": config.num_warps, "num_stages": config.num_stages,
@@ -182,7 +184,9 @@ def _bwd_plan(
         vec, edges = 1, False
     packable = in_pairs and dy_dtype is y_dtype is dx_dtype and itemsize == 2 and vec > 1
     config = measured("softmax_bwd", M, N, itemsize, device, packable)
-    config = config or rows.softmax_bwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device))
+    config = config or rows.softmax_bwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device), edges)
+    if edges and N <= rows.SHORT_BWD and rows.element_wise(config):
+        vec, edges, same = 1, False, False
     options = {
         "N": N, "stride_dym": stride_dym, "stride_ym": stride_ym, "stride_dxm": N, "VEC": vec, "EDGES": edges,
         "BLOCK_N": config.block_n, "num_warps": config.num_warps, "num_stages": config.num_stages,
