@@ -54,27 +54,20 @@ def cases(first: bool) -> list[dict]:
     )
 
 
-# (kernel, arch, minor version of Triton): what is known and left, by configuration. softmax_bwd_kernel: every other configuration
-# that does not spill at N = 197 loads 16 bits at a time under Triton 3.6, which is worse; few rows have one vector a thread there.
+# (kernel, arch, minor version of Triton): what is known and left, by configuration.
 # layer_norm_fwd_kernel: a row of 32768 takes 32 warps, of which a thread has 64 registers at most.
 # linear_fwd_tma_kernel: tanh holds more registers than erf's gelu, for which the tile was chosen.
 # The inner softmaxes and the sum of products on sm_100 and sm_120: ptxas keeps to 64, 80 and 96 registers, and one to seven
 # numbers a thread wait on the stack, stored at one place and read back at one or two.
 TANH = "128x256x64 tanh bias save pre bf16"
 KNOWN = {
-    ("softmax_bwd_kernel", 100, "3.7"): {"N=197 rows=8 edges bf16": "spills 8 bytes a thread"},
-    ("softmax_fwd_inner_kernel", 100, "3.7"): {"N=197 K=33 chunked bf16": "spills 8 bytes a thread"},
     ("softmax_bwd_inner_kernel", 100, "3.7"): {"N=197 K=33 bf16": "spills 16 bytes a thread"},
     ("softmax_fwd_inner_kernel", 120, "3.7"): {"N=197 K=33 chunked bf16": "spills 32 bytes a thread"},
     ("softmax_bwd_inner_kernel", 120, "3.7"): {"N=197 K=33 bf16": "spills 16 bytes a thread"},
     ("product_sum_kernel", 100, "3.7"): {"64x64x64 bf16": "spills 8 bytes a thread"},
     ("linear_fwd_tma_kernel", 100, "3.6"): {TANH: "spills 152 bytes a thread"},
     ("linear_fwd_tma_kernel", 100, "3.7"): {TANH: "spills 56 bytes a thread"},
-    ("softmax_bwd_kernel", 100, "3.6"): {"N=197 rows=4 few rows edges bf16": "loads 16 bits at a time from aligned rows"},
-    ("softmax_bwd_kernel", 120, "3.6"): {"N=197 rows=4 few rows edges bf16": "loads 16 bits at a time from aligned rows"},
     ("layer_norm_fwd_kernel", 120, "3.6"): {"N=32768 inference weight bias bf16": "spills 8 bytes a thread"},
-    ("softmax_bwd_kernel", 80, "3.6"): {"N=197 rows=4 few rows edges bf16": "loads 16 bits at a time from aligned rows"},
-    ("softmax_bwd_kernel", 90, "3.6"): {"N=197 rows=4 few rows edges bf16": "loads 16 bits at a time from aligned rows"},
     ("layer_norm_fwd_kernel", 90, "3.8"): {"N=32768 weight bias stats fp32": "spills 16 bytes a thread"},
     ("product_sum_kernel", 80, "3.7"): {"64x128x32 bf16": "spills 8 bytes a thread"},
     ("linear_fwd_tma_kernel", 90, "3.6"): {TANH: "spills 56 bytes a thread"},

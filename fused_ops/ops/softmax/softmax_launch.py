@@ -153,7 +153,9 @@ def _fwd_plan(
     wanted = in_vectors and packable and gluon_wanted(device)
     shared = _shared()[0].softmax_shared_config("softmax_fwd", N, edges) if wanted else None
     config = measured("softmax_fwd", M, N, itemsize, device, packable, shared is not None) or shared
-    config = config or rows.softmax_fwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device))
+    config = config or rows.softmax_fwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device), edges)
+    if edges and N <= rows.SHORT_FWD and rows.element_wise(config):
+        vec, edges, same = 1, False, False
     options = {
         "N": N, "stride_xm": stride_xm, "stride_ym": N, "VEC": vec, "EDGES": edges,
         "BLOCK_N": config.block_n, "num_warps": config.num_warps, "num_stages": config.num_stages,
@@ -207,7 +209,9 @@ def _bwd_plan(
     wanted = in_vectors and packable and gluon_wanted(device)
     shared = _shared()[0].softmax_shared_config("softmax_bwd", N, edges) if wanted else None
     config = measured("softmax_bwd", M, N, itemsize, device, packable, shared is not None) or shared
-    config = config or rows.softmax_bwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device))
+    config = config or rows.softmax_bwd_config(M, N, itemsize, *properties_of(device), packable, clusters_wanted(device), edges)
+    if edges and N <= rows.SHORT_BWD and rows.element_wise(config):
+        vec, edges, same = 1, False, False
     options = {
         "N": N, "stride_dym": stride_dym, "stride_ym": stride_ym, "stride_dxm": N, "VEC": vec, "EDGES": edges,
         "BLOCK_N": config.block_n, "num_warps": config.num_warps, "num_stages": config.num_stages,
