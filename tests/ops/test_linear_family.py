@@ -257,7 +257,9 @@ def test_shared_memory_of_every_tile_fits() -> None:
     """Stages of both operands against what a block may have; the audit checks the compiled kernels."""
     for capability, limit in (((8, 0), 163), ((9, 0), 227), ((10, 0), 227), ((12, 0), 99)):
         for use, (M, N), access in itertools.product(
-            ("fwd", "dact", "gated", "sum", "fp8"), ((16, 4096), (64, 4096), (200, 600), (16384, 4096)), ("tma", "aligned", "any")
+            ("fwd", "dact", "gated", "sum", "fp8"),
+            ((16, 4096), (64, 4096), (200, 600), (16384, 4096)),
+            ("tma", "aligned", "any"),
         ):
             itemsize = 1 if use == "fp8" else 2
             c = linear_config(M, N, 4096, itemsize, capability, 132, access, use)
