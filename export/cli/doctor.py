@@ -84,6 +84,10 @@ def _print(found: dict[str, Any], problems: list[str]) -> None:
         table("Variables that this version does not read", ("variable", "did you mean"), unknown)
     ops = [(o["op"], o["device"], o["backend"], o["reason"], o["when_compiling"]) for o in found["ops"]]
     table("Ops", ("op", "tensors on", "runs", "why", "under torch.compile"), ops)
+    libraries = [
+        (r["for"], r["activations"], r["dtypes"], str(r["from_rows"]), r["computes"], r["why"]) for r in found["libraries"]
+    ]
+    table("Products that a library computes on a GPU", ("for", "activation", "of", "from rows", "computes", "why"), libraries)
     exports = [
         (e["target"], "yes" if e["available"] else "no", ", ".join(e["missing"]) or "-", e["install"] or "-")
         for e in found["exports"]

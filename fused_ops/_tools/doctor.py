@@ -17,6 +17,7 @@ from .._runtime.backend import chosen
 from .._runtime.launch_path import launch_path
 from .._torch.compile import COMPILE_WITH_ATEN
 from .._torch.spec import REGISTRY
+from ..ops.linear.dispatch import RULES
 
 
 def installation() -> dict[str, Any]:
@@ -51,9 +52,21 @@ def installation() -> dict[str, Any]:
         "unknown": [{"variable": name, "nearest": nearest} for name, nearest in settings.unknown().items()],
         "launches": dict(zip(("way", "reason"), launch_path())),
         "ops": ops,
+        "libraries": _libraries(),
         "exports": _exports(),
         "caches": _caches(),
     }  # fmt: skip
+
+
+def _libraries() -> list[dict[str, Any]]:
+    """Where, on a GPU, a library's product takes the place of our kernel, and why."""
+    return [
+        {
+            "for": ", ".join(rule.uses), "activations": ", ".join(rule.activations) or "any", "from_rows": rule.least_rows,
+            "dtypes": ", ".join(str(dtype)[6:] for dtype in rule.dtypes), "computes": rule.backend, "why": rule.reason,
+        }
+        for rule in RULES
+    ]  # fmt: skip
 
 
 def _version(name: str) -> str | None:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .._runtime.backend import chosen
-from .._runtime.device import KERNEL_DTYPES
+from .._runtime.device import FP8, KERNEL_DTYPES
 from .._runtime.launch import recorded
 from .._runtime.launch_path import launch_path
 from .._torch.compile import COMPILE_WITH_ATEN
@@ -118,7 +118,7 @@ class _Products(TorchDispatchMode):
         self.launches = launches
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "linear"):
+        if func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "linear", "_addmm_activation", "_scaled_mm"):
             self.launches.append((f"aten.{func.overloadpacket.__name__}", 0, {}))
         return func(*args, **(kwargs or {}))
 
@@ -151,7 +151,7 @@ def explain(op: Callable[..., Tensor] | str, *args: Any, **kwargs: Any) -> Expla
     backend, reason = chosen(x.device.type)
     if backend in ("triton", "interpreter") and not any(grid for _, grid, _ in launches):
         backend, reason = "aten", _why_no_kernel(x)
-    if spec.reason is not None and x.is_cuda and x.dtype in KERNEL_DTYPES and x.numel():
+    if spec.reason is not None and x.is_cuda and x.dtype in (*KERNEL_DTYPES, FP8) and x.numel():
         reason = spec.reason(*raw)
     inputs = [a for a in raw if isinstance(a, Tensor)]
     moved = sum(t.numel() * t.element_size() for t in (*inputs, *tree_leaves(outputs)) if isinstance(t, Tensor))

@@ -42,10 +42,11 @@ _TMA_TILES = {
         (MatmulConfig(128, 128, 64, num_warps=8, num_stages=4, kind="tma", subtiles=2), 0.85),
         *_SMALL_TMA_TILES,
     ),
-    "dact": (  # the saved tile and the derivative take registers: 128x256 spills
-        (MatmulConfig(128, 128, 64, num_warps=8, num_stages=4, kind="tma", subtiles=2), 1.0),
-        (MatmulConfig(64, 128, 64, num_warps=4, num_stages=4, kind="tma", subtiles=4), 0.75),
-        (MatmulConfig(64, 64, 64, num_warps=4, num_stages=4, kind="tma", subtiles=2), 0.55),
+    "dact": (  # the saved tile and the derivative take registers: in halves, 128x256 would spill
+        (MatmulConfig(128, 256, 64, num_warps=8, num_stages=3, kind="tma", subtiles=4), 1.0),
+        (MatmulConfig(128, 128, 64, num_warps=8, num_stages=4, kind="tma", subtiles=2), 0.9),
+        (MatmulConfig(64, 128, 64, num_warps=4, num_stages=4, kind="tma", subtiles=4), 0.7),
+        (MatmulConfig(64, 64, 64, num_warps=4, num_stages=4, kind="tma", subtiles=2), 0.5),
     ),
     "gated": (  # block_n columns of both weights: two accumulators
         (MatmulConfig(128, 128, 64, num_warps=8, num_stages=4, kind="tma", subtiles=2), 1.0),

@@ -16,6 +16,7 @@ from fused_ops import REGISTRY
 from fused_ops._runtime import settings
 from fused_ops.export.cli import app
 from fused_ops.export.cli import doctor as command
+from fused_ops.ops.linear.dispatch import RULES
 from tests import process
 
 
@@ -29,7 +30,7 @@ def test_json_holds_everything() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(found) == {
-        "python", "packages", "gpu", "settings", "refused", "unknown", "launches", "ops", "exports", "caches", "problems"
+        "python", "packages", "gpu", "settings", "refused", "unknown", "launches", "ops", "libraries", "exports", "caches", "problems"
     }  # fmt: skip
     assert found["launches"] == {"way": "interpreter", "reason": "TRITON_INTERPRET is set"}
     assert found["packages"]["torch"] == version("torch")
@@ -37,6 +38,7 @@ def test_json_holds_everything() -> None:
     if not torch.cuda.is_available():
         assert not found["gpu"]["available"]
         assert all(o["backend"] == "interpreter" and "TRITON_INTERPRET" in o["reason"] for o in found["ops"])
+    assert [rule["why"] for rule in found["libraries"]] == [rule.reason for rule in RULES]
     assert {c["cache"] for c in found["caches"]} >= {"triton", "inductor"}
     targets = {e["target"]: e for e in found["exports"]}
     assert set(targets) >= {"onnx", "tensorrt", "torchscript", "aoti"}

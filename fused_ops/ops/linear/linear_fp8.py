@@ -25,7 +25,7 @@ from ..._torch.overrides import overridden, overrides
 from ..._torch.spec import Op, Roles
 from .activations import ACTIVATIONS, check_activation
 from .cases import linear_fp8 as cases
-from .linear_fp8_launch import linear_fp8_launch
+from .linear_fp8_launch import linear_fp8_launch, plan_of
 from .linear_fp8_reference import linear_fp8_eager, linear_fp8_reference
 
 OUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -63,7 +63,7 @@ def fused_linear_fp8(
         TypeError: an argument of the wrong type.
 
     Accumulates in fp32. Hopper's fp8 tensor cores keep fewer bits in their own sums, so every 128 products are added to
-    an fp32 sum. Before Ada (capability 8.9) the operands are widened and multiplied by ATen.
+    an fp32 sum. There more than 256 rows are multiplied by torch._scaled_mm, where it takes the operands as they are. Before Ada (capability 8.9) the operands are widened and multiplied by ATen.
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return linear_fp8_eager(input, weight, input_scale, weight_scale, bias, activation, out_dtype)
@@ -182,6 +182,7 @@ SPEC = define(
         errors=cases.errors,
         bench=cases.BENCH,
         audit=cases.audit,
+        reason=lambda *args: plan_of(*args)[0].reason,
     )
 )
 _FWD = SPEC.fwd

@@ -17,7 +17,7 @@ from .matmul_plan import operands
 
 
 def linear_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool) -> tuple[Tensor, Tensor]:
-    """linear_reference by what linear_plan says: one Triton kernel (two for small M), or cuBLAS and an epilogue."""
+    """linear_reference by what linear_plan says: one Triton kernel (two for small M), cuBLAS and an epilogue, or cuBLASLt."""
     if x.dtype not in KERNEL_DTYPES:
         warn_once("linear", NO_FP64)
         return linear_reference(x, weight, bias, activation, save_pre)
@@ -33,6 +33,8 @@ def linear_launch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
         product = pre if save_pre else y
         torch.mm(rows.view(M, K), weight.t(), out=product.view(M, N))
         matmul_epilogue(product, bias, y, activation)
+    elif plan.backend == "cublaslt":
+        torch.ops.aten._addmm_activation.out(bias, rows.view(M, K), weight.t(), use_gelu=True, out=y.view(M, N))
     else:
         run_linear(plan, M, rows, weight, bias, y, pre)
     return y, pre

@@ -10,6 +10,7 @@ import torch
 from ..._runtime.compiled import Planned
 from ..._runtime.device import FP8, properties_of
 from ..._runtime.plans import plan
+from .dispatch import rule
 from .matmul_plan import FP8_CHUNK, Key, Operands, forced, kernels, reduce_plan
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Linear(NamedTuple):
-    """What computes a linear: backend "triton" or "cublas", why, and for the former the kernel's configuration and launches.
+    """What computes a linear: backend "triton", or one of dispatch.Rule, why, and for the former the configuration and launches.
 
-    splits, reduce: of K in parts, how many there are and the launch that adds them.
+    splits, reduce: of K in parts, how many there are and the launch that adds them. reduce alone: what follows a library's product.
     """
 
     backend: str
@@ -42,12 +43,32 @@ def linear_plan(
     """
     o = Operands(*key)
     if o.cuda and forced() is None and not ours:
-        if o.dtype is torch.float32:
-            return Linear("cublas", "fp32 products: cuBLAS, in torch's TF32 setting, then bias and activation in one kernel")
-        if activation == "none" and not save_pre:
-            return Linear("cublas", "no activation: cuBLAS adds the bias itself, nothing is left to fuse")
+        found = _by_library(o, stride_b, b_dtype, out_dtype, activation, save_pre, scales)
+        if found is not None:
+            return found
     config = o.config("fp8" if o.dtype is FP8 else "fwd")
     return _linear_launches(o.of_any_rows(), config, stride_b, b_dtype, out_dtype, activation, save_pre, scales)
+
+
+def _by_library(
+    o: Operands, stride_b: int | None, b_dtype: torch.dtype | None, out_dtype: torch.dtype, activation: str, save_pre: bool,
+    scales: tuple[int, int] | None,
+) -> Linear | None:  # fmt: skip
+    """linear_plan's answer where the table of dispatch.py has a rule that these operands satisfy."""
+    use = "fp8" if o.dtype is FP8 else "train" if save_pre else "fwd"
+    aligned = o.N % 16 == 0 and o.K % 16 == 0 and o.access() == "tma"
+    found = rule(use, activation, o.dtype, o.rows, aligned, properties_of(o.device)[0][0])
+    if found is None or (found.backend == "cublaslt" and (stride_b != 1 or b_dtype is not o.dtype)):
+        return None
+    if found.backend != "scaled_mm" or scales is None:
+        return Linear(found.backend, found.reason)
+    rounds_once = activation == "none" and out_dtype is torch.bfloat16 and b_dtype in (None, torch.bfloat16)
+    if rounds_once and stride_b in (None, 1) and (scales[0] > 0) == (scales[1] > 0):
+        return Linear(found.backend, found.reason)
+    flags = {"ACT": activation, "HAS_BIAS": stride_b is not None, "SAVE_PRE": False, "HAS_SCALE": True}
+    strides = {"stride_b": stride_b or 0, "stride_xs": scales[0], "stride_ws": scales[1]}
+    after = reduce_plan(o.N, 1, torch.float32, b_dtype, out_dtype, o.device, **flags, **strides)
+    return Linear(found.backend, found.reason, reduce=after)
 
 
 @plan

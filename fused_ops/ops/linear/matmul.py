@@ -58,10 +58,11 @@ def run_linear(
         return
     part = torch.empty((found.splits, M, weight.shape[0]), dtype=torch.float32, device=x.device)
     launch(found.main, M, x, weight, part)
-    _reduce(found.reduce, M, part, b, y, pre, xs, ws)
+    add_up(found.reduce, M, part, b, y, pre, xs, ws)
 
 
-def _reduce(planned: Planned, M: int, *tensors: Tensor) -> None:
+def add_up(planned: Planned, M: int, *tensors: Tensor) -> None:
+    """Launch a reduce_plan on M rows: (parts, bias, y, pre, scales of rows, scales of columns)."""
     options = planned.options
     launch_grid(planned, -(-M * options["N"] // options["BLOCK"]), (M,), *tensors)
 
@@ -83,7 +84,7 @@ def matmul_epilogue(product: Tensor, bias: Tensor | None, y: Tensor, activation:
     stride_b, b_dtype = (None, None) if bias is None else (bias.stride(0), bias.dtype)
     N = y.shape[-1]
     planned = _epilogue_plan(N, y.dtype, stride_b, b_dtype, activation, y is not product, y.get_device())
-    _reduce(planned, y.numel() // N, product, product if bias is None else bias, y, product, product, product)
+    add_up(planned, y.numel() // N, product, product if bias is None else bias, y, product, product, product)
 
 
 def activated(pre: Tensor, activation: str) -> Tensor:
@@ -91,7 +92,7 @@ def activated(pre: Tensor, activation: str) -> Tensor:
     h = torch.empty_like(pre)
     N = pre.shape[-1]
     planned = _epilogue_plan(N, pre.dtype, None, None, activation, False, pre.get_device())
-    _reduce(planned, pre.numel() // N, pre, pre, h, pre, pre, pre)
+    add_up(planned, pre.numel() // N, pre, pre, h, pre, pre, pre)
     return h
 
 

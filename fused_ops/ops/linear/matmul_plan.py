@@ -22,6 +22,7 @@ from ..._runtime.launch_path import triton_version
 from ..._runtime.notices import warn_once
 from ..._runtime.plans import forget_plans, may_be_refused
 from ..._runtime.rows import at_vectors
+from .dispatch import CUBLAS_ONLY
 
 if TYPE_CHECKING:
     from ...kernels.config import MatmulConfig
@@ -215,7 +216,7 @@ def reduce_plan(
 
 def fp32_on_cublas(x: Tensor) -> bool:
     """Whether cuBLAS computes products of x, and kernels of ours only what surrounds them: fp32 on a GPU."""
-    return x.is_cuda and x.dtype is torch.float32 and _forced is None
+    return x.is_cuda and x.dtype in CUBLAS_ONLY and _forced is None
 
 
 def _layout(rows: int, cols: int, strides: tuple[int, ...], itemsize: int) -> tuple[bool, int] | None:

@@ -173,7 +173,15 @@ def audit(device: str) -> Iterator[Sample]:
         )
         return Sample(layout, (x, w1, b1, w2, b2, activation), kw)
 
-    shapes = ((16, 14336, 4096), (64, 14336, 4096), (128, 1024, 4096), (256, 1024, 4096), (512, 2048, 768), (16384, 3072, 768))
+    shapes = (
+        (16, 14336, 4096),
+        (64, 14336, 4096),
+        (128, 1024, 4096),
+        (256, 1024, 4096),
+        (512, 2048, 768),
+        (8192, 4096, 4096),
+        (16384, 3072, 768),
+    )
     for layout, activation in (("", "gelu"), ("", "gelu_tanh"), ("odd", "gelu"), ("odd sizes", "gelu")):
         for shape in shapes:
             yield call(layout, *shape, activation)
