@@ -90,16 +90,17 @@ def _leaf(value: Any) -> Any:
 
 
 def counting_case(launch: Launch, gpu: Gpu = SXM) -> dict[str, Any]:
-    """A launch as a case for kernels/aot.py whose machine code is to be counted."""
+    """A launch as a case for kernels/aot.py whose machine code is to be counted. Its grid is of programs, not of clusters."""
     function = launch.function()
     values = dict(zip(function.arg_names, launch.args)) | dict(launch.options)
     tensors = {name: value for name, value in values.items() if isinstance(value, Pointer)}
     major, minor = gpu.capability
     own = ".kernels." in launch.module
-    return case_of(launch, 10 * major + minor) | {
+    case = case_of(launch, 10 * major + minor)
+    return case | {
         "peer": "" if own else launch.module,
         "launch": {
-            "grid": launch.grid,
+            "grid": launch.grid * case["num_ctas"],
             "values": {name: value for name, value in values.items() if type(value) in (int, float)},
             "bytes": {name: tensor.elements * tensor.dtype.itemsize for name, tensor in tensors.items()},
             "elements": max((tensor.elements for tensor in tensors.values()), default=0),

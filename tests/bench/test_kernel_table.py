@@ -12,16 +12,17 @@ from bench import kernel_table as module
 from bench.__main__ import main
 from fused_ops._tools.forecast.counted import Counted
 from fused_ops._tools.headline import Row, headline_rows
-from fused_ops._tools.headline_table import load, save, table_of
+from fused_ops._tools.headline_table import load, save
 
 SOFTMAX = ("softmax", "4k", "bfloat16", "fwd")
+BEFORE = Path(__file__).parents[2] / "bench" / "results" / "kernels-before-3.7.csv"
 NORM = ("layer_norm", "8192x4096", "bfloat16", "bwd")
 
 
 @pytest.fixture
 def tables(tmp_path: Path) -> tuple[Path, Path]:
     """(before, after): one kernel with fewer registers and instructions, and one that is now a single launch."""
-    whole = load(table_of("3.7"))
+    whole = load(BEFORE)
     before = {key: whole[key] for key in (SOFTMAX, NORM)}
     (one,) = before[SOFTMAX]
     faster = dataclasses.replace(one, registers=16, programs_per_sm=16, instructions=one.instructions // 2)
@@ -59,7 +60,7 @@ def test_a_row_of_several_kernels_has_a_line_each(tables: tuple[Path, Path], tmp
 
 def test_a_peer_that_is_forecast_faster_is_named() -> None:
     row = next(row for row in headline_rows() if row.key == SOFTMAX)
-    ours = load(table_of("3.7"))[SOFTMAX]
+    ours = load(BEFORE)[SOFTMAX]
     theirs = [dataclasses.replace(ours[0], kernel="_theirs", moved=1, bytes=1 << 20)]
     for liger, said in (({SOFTMAX: theirs}, "Liger's forecast is faster on:"), ({SOFTMAX: ours}, "faster on no row")):
         text = "\n".join(module._text([row], {}, {SOFTMAX: ours}, liger, module.GPUS["h100"], "3.7"))
