@@ -21,6 +21,7 @@ from .layer_norm_launch import infer_launch, layer_norm_bwd_launch, layer_norm_l
 from .layer_norm_onnx import layer_norm_onnx
 from .layer_norm_reference import (
     differentiable_rows,
+    layer_norm_bwd_formula,
     layer_norm_bwd_reference,
     layer_norm_eager,
     layer_norm_reference,
@@ -148,6 +149,7 @@ SPEC = define(
             bound=cases.bwd_bound,
             roles=Roles("x x v s s - - - -", "x5 v6 v7"),
             tuned=Tuned(("norm/layer_norm_bwd",), ("one_pass", "chunked"), chunk_rows=(1, 2, 4, 8)),
+            formula=layer_norm_bwd_formula,
         ),
         samples=cases.samples,
         errors=cases.errors,
