@@ -25,7 +25,7 @@ from .ops.softmax.softmax import fused_softmax
 
 __version__ = "0.1.0"
 __all__ = [
-    "REGISTRY", "FuseReport", "compile_with_aten", "explain", "fuse", "fused_gated_linear", "fused_layernorm",
+    "REGISTRY", "FuseReport", "compile_with_aten", "explain", "explain_compiled", "fuse", "fused_gated_linear", "fused_layernorm",
     "fused_layernorm_fp8", "fused_linear", "fused_linear_fp8", "fused_mlp", "fused_rmsnorm", "fused_softmax", "nn", "unfuse",
 ]  # fmt: skip
 _check_ops(REGISTRY)
@@ -36,4 +36,8 @@ def __getattr__(name: str) -> Any:
         from ._tools.explain import explain
 
         return explain
+    if name == "explain_compiled":
+        from ._tools.explain_compiled import explain_compiled
+
+        return explain_compiled
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

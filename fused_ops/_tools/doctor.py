@@ -18,6 +18,7 @@ from .._runtime.launch_path import launch_path
 from .._torch.compile import COMPILE_WITH_ATEN
 from .._torch.spec import REGISTRY
 from ..ops.linear.dispatch import RULES
+from .explain_compiled import when_compiled
 
 
 def installation() -> dict[str, Any]:
@@ -33,7 +34,7 @@ def installation() -> dict[str, Any]:
     ops = [
         {
             "op": spec.public.__name__, "device": device, "backend": backend, "reason": reason,
-            "when_compiling": "aten" if COMPILE_WITH_ATEN.get(name) else "inlined" if settings.INLINE else "opaque operator",
+            "when_compiling": when_compiled(name),
         }
         for name, spec in REGISTRY.items()
     ]  # fmt: skip
@@ -45,7 +46,7 @@ def installation() -> dict[str, Any]:
             "FUSED_OPS_BACKEND": settings.BACKEND, "TRITON_INTERPRET": settings.INTERPRET,
             "FUSED_OPS_NVTX": settings.NVTX, "FUSED_OPS_INLINE": settings.INLINE,
             "FUSED_OPS_CLUSTER": settings.CLUSTER, "FUSED_OPS_GLUON": settings.GLUON, "FUSED_OPS_LAUNCH": settings.LAUNCH,
-            "FUSED_OPS_COMPILE_WITH_ATEN": sorted(name for name, on in COMPILE_WITH_ATEN.items() if on),
+            "FUSED_OPS_COMPILE_WITH_ATEN": sorted(name for name, on in COMPILE_WITH_ATEN.items() if on is True),
             "FUSED_OPS_CACHE": str(settings.user_folder()),
         },
         "refused": [asdict(refusal) for refusal in settings.REFUSED],

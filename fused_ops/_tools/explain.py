@@ -15,8 +15,8 @@ from .._runtime.backend import chosen
 from .._runtime.device import FP8, KERNEL_DTYPES
 from .._runtime.launch import recorded
 from .._runtime.launch_path import launch_path
-from .._torch.compile import COMPILE_WITH_ATEN
 from .._torch.spec import REGISTRY, Op
+from .explain_compiled import when_compiled
 from .forecast import forecast, gpu_named
 from .forecast.model import SIZES
 
@@ -160,7 +160,7 @@ def explain(op: Callable[..., Tensor] | str, *args: Any, **kwargs: Any) -> Expla
     flops = flops_of(spec.raw[0], raw)
     limit = limit_of(x) if x.is_cuda else None
     seconds = None if limit is None else max(moved / limit.bytes_per_s, flops / limit.flops_per_s)
-    notes = ["under torch.compile: ATen (compile_with_aten)"] if COMPILE_WITH_ATEN.get(spec.name) else []
+    notes = [f"under torch.compile: {when_compiled(spec.name)}"]
     if limit is None:
         why = "PyTorch does not tell this GPU's clocks" if x.is_cuda else "the tensors are on no GPU"
         notes.append(f"no time is predicted: {why}")

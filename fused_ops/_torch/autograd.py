@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import flops, sharding
-from .compile import COMPILE_WITH_ATEN
+from .compile import asks_for_aten
 
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 _task: Callable[[], int] = torch._C._current_graph_task_id
@@ -32,7 +32,7 @@ def runs_aten(op: str = "") -> bool:
     return (
         transformed()
         or torch._C._get_tracing_state() is not None
-        or (torch.compiler.is_compiling() and COMPILE_WITH_ATEN.get(op, False) and not _exporting())
+        or (torch.compiler.is_compiling() and asks_for_aten(op) and not _exporting())
     )
 
 

@@ -1,8 +1,8 @@
 """What torch.compile sees of an op: an opaque operator, ATen's formula, or the Triton kernels.
 
-Opaque operator, the default: the raw operator stays one node of the graph, and Inductor calls the kernel that eager mode
-runs. ATen's formula: `compile_with_aten("layer_norm")` lets Inductor fuse the op with its neighbours. Which of the two is
-faster only a measurement on the model at hand can tell. Triton kernels: `FUSED_OPS_INLINE=1` shows them to AOTAutograd, as
+To Dynamo and AOTAutograd an op is one opaque operator, whose kernel is the one that eager mode runs. Inductor then takes ATen's
+formula in its place wherever fusing it with what stands next to it is worth more: `compile_choice` decides that of each call.
+`compile_with_aten` decides it of an op beforehand. `FUSED_OPS_INLINE=1` shows the Triton kernels to AOTAutograd, as
 torch.library.triton_op does, so that an AOTInductor package holds their binaries and needs no Python.
 """
 
@@ -20,24 +20,24 @@ from .._runtime import launch, settings
 from .._runtime.backend import chosen
 from .._runtime.device import KERNEL_DTYPES
 from .._runtime.notices import LOGGER
+from .compile_choice import register_when_used
+from .compile_state import COMPILE_WITH_ATEN
 
-COMPILE_WITH_ATEN: dict[str, bool] = {}
-
-
-def add_op(name: str) -> None:
-    """Enter an op in COMPILE_WITH_ATEN: off, unless FUSED_OPS_COMPILE_WITH_ATEN names it or is "all"."""
-    COMPILE_WITH_ATEN[name] = bool(settings.COMPILE_WITH_ATEN & {name, "all"})
+__all__ = ["COMPILE_WITH_ATEN", "asks_for_aten", "compile_with_aten", "register_inlining"]
 
 
-def compile_with_aten(*ops: str, enabled: bool = True) -> None:
-    """Whether torch.compile sees ATen's formula of these ops (all of them when none is named) instead of our operator.
+def compile_with_aten(*ops: str, enabled: bool | None = True) -> None:
+    """What torch.compile makes of these ops (all of them when none is named): ATen's formula, our operator, or the better one.
 
     Args:
         ops: names as in REGISTRY: "layer_norm", "softmax", "linear", ...
-        enabled: True for ATen, False for our operator, which is the default for every op: no measurement says otherwise yet.
+        enabled: True for ATen's formula wherever the op stands, False for our operator; None, which every op starts with, for
+            what each graph is better off with: our operator where it launches no more kernels and moves no more bytes than
+            ATen's formula fused with its neighbours (`explain_compiled` tells).
 
-    A compiled function that is called again after the switch changed is compiled again. Eager calls and torch.export are
-    not concerned. The environment's FUSED_OPS_COMPILE_WITH_ATEN=layer_norm,softmax (or all) sets it from the start.
+    A compiled function that is called again after the switch changed is compiled again, and Inductor's caches keep the settings
+    apart. Eager calls and torch.export are not concerned. The environment's FUSED_OPS_COMPILE_WITH_ATEN=layer_norm,softmax (or
+    all) sets True from the start.
 
     Raises:
         ValueError: an op of no such name.
@@ -48,6 +48,12 @@ def compile_with_aten(*ops: str, enabled: bool = True) -> None:
         COMPILE_WITH_ATEN[name] = enabled
 
 
+def asks_for_aten(op: str) -> bool:
+    """Whether a public function that is being compiled is to compute with ATen's functions at once. For a compilation's trace."""
+    register_when_used()
+    return COMPILE_WITH_ATEN.get(op) is True
+
+
 def register_inlining(library: Any, name: str, run: Callable[..., Any]) -> None:
     """Let AOTAutograd trace run, which launches the kernels of fused_ops::name, where `_inlines` allows it.
 
@@ -55,6 +61,7 @@ def register_inlining(library: Any, name: str, run: Callable[..., Any]) -> None:
     """
 
     def rule(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        register_when_used()
         if _inlines(types, args):
             try:
                 with mode:

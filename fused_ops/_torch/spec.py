@@ -143,7 +143,7 @@ class Roles:
 class Backward:
     """The backward as its own op: schema, ATen reference, kernel launcher, its contract bound, and the roles of its tensors.
 
-    roles: a Roles, or a function from the operator's arguments to one. tuned: as Op's, for the backward's kernel.
+    roles: a Roles, or a function from the operator's arguments to one. tuned, formula: as Op's, for the backward.
     """
 
     schema: str
@@ -152,6 +152,7 @@ class Backward:
     bound: Callable[..., tuple[Expected | None, ...]]
     roles: Roles | Callable[..., Roles]
     tuned: Tuned | None = None
+    formula: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class Raw:
     bound: Callable[..., tuple[Expected | None, ...]]
     roles: Roles | Callable[..., Roles]
     tuned: Tuned | None
+    formula: Callable[..., Any]
     forward: bool
 
     @property
@@ -191,7 +193,8 @@ class Op:
     torch.onnx calls in place of the raw forward operator; it raises ValueError for what ONNX cannot say. module: the torch.nn
     class whose whole forward is this op; `fuse` puts its subclass from fused_ops.nn in its place. reason: called with the raw
     forward operator's arguments on a GPU, says why they are computed as they are, for `explain`. tuned: what `fused-ops tune`
-    may choose for the forward's kernel.
+    may choose for the forward's kernel. formula: the reference in the words of ATen's own decompositions, which torch.compile
+    fuses with its neighbours; None where the reference is that.
     """
 
     name: str
@@ -211,6 +214,7 @@ class Op:
     module: type[nn.Module] | None = None
     tuned: Tuned | None = None
     reason: Callable[..., str] | None = None
+    formula: Callable[..., Any] | None = None
 
     @property
     def trains(self) -> bool:
@@ -221,13 +225,15 @@ class Op:
     def raw(self) -> tuple[Raw, ...]:
         """The raw operators: the forward and, where the op has gradients, the backward."""
         forward = Raw(
-            f"{self.name}_fwd", self.schema, self.reference, self.launch, self.bound, self.roles, self.tuned, forward=True
-        )
+            f"{self.name}_fwd", self.schema, self.reference, self.launch, self.bound, self.roles, self.tuned,
+            self.formula or self.reference, forward=True,
+        )  # fmt: skip
         if (back := self.backward) is None:
             return (forward,)
         return forward, Raw(
-            f"{self.name}_bwd", back.schema, back.reference, back.launch, back.bound, back.roles, back.tuned, forward=False
-        )
+            f"{self.name}_bwd", back.schema, back.reference, back.launch, back.bound, back.roles, back.tuned,
+            back.formula or back.reference, forward=False,
+        )  # fmt: skip
 
     def example(self, device: str, dtype: torch.dtype) -> Sample:
         """The sample that is tagged "basic": a small ordinary call."""

@@ -128,7 +128,7 @@ def compiled_with(request: Any) -> Iterator[None]:
     compile_with_aten("softmax", enabled=request.param)
     torch._dynamo.reset()
     yield
-    compile_with_aten("softmax", enabled=False)
+    compile_with_aten("softmax", enabled=None)
 
 
 @pytest.mark.usefixtures("compiled_with")

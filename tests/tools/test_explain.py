@@ -88,8 +88,11 @@ def test_transforms_and_the_compile_switch_are_told() -> None:
     compile_with_aten("softmax")
     try:
         assert explain(fused_softmax, x).notes[0] == "under torch.compile: ATen (compile_with_aten)"
-    finally:
         compile_with_aten("softmax", enabled=False)
+        assert explain(fused_softmax, x).notes[0] == "under torch.compile: our operator (compile_with_aten)"
+    finally:
+        compile_with_aten("softmax", enabled=None)
+    assert "explain_compiled" in explain(fused_softmax, x).notes[0]
 
 
 def test_kernels_are_those_that_launch() -> None:

@@ -22,7 +22,7 @@ from tests.torch.calls import CALLS, Call, each_call, raw_operators
 def _fresh_dynamo() -> Any:
     torch._dynamo.reset()
     yield
-    compile_with_aten(enabled=False)
+    compile_with_aten(enabled=None)
     torch._dynamo.reset()
 
 

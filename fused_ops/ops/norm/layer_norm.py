@@ -21,6 +21,7 @@ from .layer_norm_launch import infer_launch, layer_norm_bwd_launch, layer_norm_l
 from .layer_norm_onnx import layer_norm_onnx
 from .layer_norm_reference import (
     differentiable_rows,
+    layer_norm_bwd_formula,
     layer_norm_bwd_reference,
     layer_norm_eager,
     layer_norm_reference,
@@ -152,6 +153,7 @@ SPEC = define(
                 ("one_pass", "chunked", "shared"),
                 chunk_rows=(1, 2, 4),
             ),
+            formula=layer_norm_bwd_formula,
         ),
         samples=cases.samples,
         errors=cases.errors,

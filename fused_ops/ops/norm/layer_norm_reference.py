@@ -83,5 +83,23 @@ def layer_norm_bwd_reference(
     return dx, dw, db
 
 
+def layer_norm_bwd_formula(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
+    need_dx: bool, need_dw: bool, need_db: bool, bias_dtype: torch.dtype | None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """layer_norm_bwd_reference as one of ATen's operators in fp32 or wider, for torch.compile. x_hat is then the forward's own."""
+    wide = mean.dtype
+    w = x.new_ones((x.shape[-1],), dtype=wide) if weight is None else weight.to(wide)
+    stats = mean.unsqueeze(-1), rstd.unsqueeze(-1)
+    dx, dw, db = torch.ops.aten.native_layer_norm_backward(
+        dy.to(wide), x.to(wide), [x.shape[-1]], *stats, w, w, [need_dx, need_dw, need_db]
+    )
+    return (
+        dx.to(x.dtype) if need_dx else x.new_empty((0,)),
+        dw.to(x.dtype if weight is None else weight.dtype) if need_dw else x.new_empty((0,)),
+        db.to(x.dtype if bias_dtype is None else bias_dtype) if need_db else x.new_empty((0,)),
+    )
+
+
 def differentiable_rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     return wide_layer_norm(x, [x.shape[-1]], weight, bias, eps)

@@ -18,7 +18,15 @@ from .arguments import cast_all, checked, dims_of, fits, number, over_rows, trac
 from .cases import rms_norm as cases
 from .rms_norm_launch import infer_launch, rms_norm_bwd_launch, rms_norm_launch
 from .rms_norm_onnx import rms_norm_onnx
-from .rms_norm_reference import eps_of, rms_norm_bwd_reference, rms_norm_eager, rms_norm_reference, rms_norm_rows, wide_rms_norm
+from .rms_norm_reference import (
+    eps_of,
+    rms_norm_bwd_reference,
+    rms_norm_eager,
+    rms_norm_formula,
+    rms_norm_reference,
+    rms_norm_rows,
+    wide_rms_norm,
+)
 
 
 def _forward(run: Any, ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -127,6 +135,7 @@ SPEC = define(
         onnx=rms_norm_onnx,
         module=nn.RMSNorm,
         tuned=Tuned(("norm/rms_norm", "norm/norm_bwd_wide"), ("one_pass", "chunked")),
+        formula=rms_norm_formula,
     )
 )
 _FWD, _BWD = SPEC.fwd, SPEC.bwd

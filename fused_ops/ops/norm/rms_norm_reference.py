@@ -48,6 +48,15 @@ def rms_norm_reference(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Te
     return rms_norm_rows(x, weight, eps).contiguous(), rstd
 
 
+def rms_norm_formula(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """rms_norm_reference with one mean of squares, for torch.compile."""
+    wide = _wide(x)
+    h = x.to(wide)
+    rstd = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+    y = h * rstd
+    return (y if weight is None else y * weight.to(wide)).to(x.dtype), rstd.squeeze(-1)
+
+
 def rms_norm_bwd_reference(
     dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, need_dx: bool, need_dw: bool
 ) -> tuple[Tensor, Tensor]:
