@@ -192,7 +192,7 @@ def _of_pairs(kind: str, function: Function) -> Function:
     def both(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         result = np.zeros_like(a)
         for shift in (np.uint32(0), np.uint32(16)):
-            halves = [(v >> shift).astype(np.uint16).view(TYPES[kind]) for v in (a, b)]
+            halves: list[np.ndarray] = [(v >> shift).astype(np.uint16).view(TYPES[kind]) for v in (a, b)]
             half = function(*halves)
             nan = np.isnan(half.astype(np.float32))
             result |= np.where(nan, np.uint16(0x7FFF), half.view(np.uint16)).astype(np.uint32) << shift
