@@ -116,3 +116,13 @@ def test_addresses_that_are_no_vectors_are_planned_without(kernel: str) -> None:
     """The last argument says whether all begin at 16 bytes: so does nothing that a compiler traces with."""
     module, function, arguments = PLANNED[kernel]
     assert "_shared_" not in getattr(module, function)(*arguments[:-1], False).kernel.__name__
+
+
+def test_the_launchers_ask_from_the_length_on_that_the_kernels_name() -> None:
+    """They say it themselves: importing fused_ops imports no kernels."""
+    asked = {
+        "softmax_fwd": softmax_launch.FWD_SHARED_FROM,
+        "softmax_bwd": softmax_launch.BWD_SHARED_FROM,
+        "layer_norm_bwd": layer_norm_launch.BWD_SHARED_FROM,
+    }
+    assert asked == {kernel: least for kernel, (least, _) in SHARED_COLUMNS.items()}

@@ -16,11 +16,10 @@ from ..._runtime.launch import launch
 from ..._runtime.notices import warn_once
 from ..._runtime.plans import MANY_ROWS, plan
 from ..._runtime.rows import at_vectors, column_sum, column_sums, empty_of, rows_and_strides
-from ...kernels.config import SHARED_COLUMNS
 from .layer_norm_reference import layer_norm_bwd_reference, layer_norm_eager, layer_norm_reference
 from .wide_launch import columns_plan, launch_columns
 
-BWD_SHARED_FROM = SHARED_COLUMNS["layer_norm_bwd"][0]  # columns
+BWD_SHARED_FROM = 8192  # columns: kernels.config.SHARED_COLUMNS, which is not imported before it is needed
 
 
 @functools.cache

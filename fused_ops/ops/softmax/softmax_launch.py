@@ -17,10 +17,9 @@ from ..._runtime.launch import launch
 from ..._runtime.notices import warn_once
 from ..._runtime.plans import plan
 from ..._runtime.rows import at_pairs, at_vectors, empty_of, rows_and_strides
-from ...kernels.config import SHARED_COLUMNS
 from .softmax_reference import EXACT_IN_FP32, softmax_bwd_reference, softmax_reference
 
-FWD_SHARED_FROM, BWD_SHARED_FROM = SHARED_COLUMNS["softmax_fwd"][0], SHARED_COLUMNS["softmax_bwd"][0]  # columns
+FWD_SHARED_FROM, BWD_SHARED_FROM = 65536, 32768  # kernels.config.SHARED_COLUMNS, which is not imported before it is needed
 
 
 @functools.cache
