@@ -79,6 +79,15 @@ class MatmulConfig:
     warp_specialize: bool = False
 
 
+def rows_of_whole_vectors(block_n: int, num_warps: int, itemsize: int) -> int:
+    """The least BLOCK_M for rows of block_n <= 512 columns in num_warps warps: a thread has whole 16-byte vectors of a row, or all.
+
+    In smaller tiles a thread would have fewer neighbouring columns than in larger ones, so that a row's sum would be taken in
+    another order, and its bits would depend on how many rows there are.
+    """
+    return max(num_warps, 32 * num_warps * (16 // itemsize) // block_n)
+
+
 def rows_that_fill(M: int, block_m: int, sms: int, least: int = 1, programs_per_sm: int = 4) -> int:
     """Halve block_m until the grid has programs_per_sm programs an SM, so that a small M still uses the whole chip."""
     while block_m > least and cdiv(M, block_m) < programs_per_sm * sms:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..config import RowConfig, next_power_of_2, rows_that_fill
+from ..config import RowConfig, next_power_of_2, rows_of_whole_vectors, rows_that_fill
 from ..rows import aligned, edge_columns, split_row, sum_of_squares, tile_rows
 
 MAX_ONE_PASS = 32768  # columns whose fp32 values fit the registers of 32 warps without a spill
@@ -29,7 +29,8 @@ def layer_norm_fwd_config(
         return RowConfig(1, 8192, num_warps=16, variant="chunked")
     if block_n <= 512:  # several rows a program, each row inside one warp
         num_warps = 4 if block_n <= 256 else 1
-        block_m = rows_that_fill(M, max(num_warps, (1024 if whole else 512) * num_warps // block_n), sms, least=num_warps)
+        least = rows_of_whole_vectors(block_n, num_warps, itemsize)
+        block_m = rows_that_fill(M, max(num_warps, (1024 if whole else 512) * num_warps // block_n), sms, least)
         return RowConfig(block_m, block_n, num_warps)
     per_thread = 8 if not whole else 16 if block_n <= 8192 else 32
     return RowConfig(1, block_n, num_warps=min(32, block_n // (32 * per_thread)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..config import RowConfig, cdiv, next_power_of_2, rows_that_fill
+from ..config import RowConfig, cdiv, next_power_of_2, rows_of_whole_vectors, rows_that_fill
 from ..rows import aligned, two_sums
 from .norm_bwd_wide import wide_config
 
@@ -30,7 +30,8 @@ def layer_norm_bwd_config(
         return wide_config(itemsize, whole)
     num_stages = 1 if not whole else 3 if block_n * itemsize <= 2048 else 2
     if block_n <= 256:
-        return RowConfig(rows_that_fill(M, max(4, 2048 // block_n), sms, least=4), block_n, 4, num_stages=min(2, num_stages))
+        block_m = rows_that_fill(M, max(4, 2048 // block_n), sms, rows_of_whole_vectors(block_n, 4, itemsize))
+        return RowConfig(block_m, block_n, 4, num_stages=min(2, num_stages))
     # Beyond Hopper 8 elements a thread spill at 4096 columns and more: the compiler aims at 64 registers all the same. With 8
     # at 4096, on Hopper, an SM would hold one program of 16 warps.
     per_thread = 16 if block_n >= 4096 and (capability[0] >= 10 or (block_n == 4096 and whole)) else 8

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..config import RowConfig, next_power_of_2, rows_that_fill
+from ..config import RowConfig, next_power_of_2, rows_of_whole_vectors, rows_that_fill
 from ..rows import aligned, sum_of_squares
 
 MAX_ONE_PASS = 32768  # bytes of x: fp32 rows of 16384 columns spill on sm_100
@@ -25,7 +25,8 @@ def layer_norm_fp8_config(M: int, N: int, itemsize: int, sms: int) -> RowConfig:
         return RowConfig(1, 8192, num_warps=16, variant="chunked")
     if block_n <= 512:  # several rows a program, each row inside one warp
         num_warps = 4 if block_n <= 256 else 1
-        block_m = rows_that_fill(M, max(num_warps, 1024 * num_warps // block_n), sms, least=num_warps)
+        least = rows_of_whole_vectors(block_n, num_warps, itemsize=1)  # q is bytes
+        block_m = rows_that_fill(M, max(num_warps, 1024 * num_warps // block_n), sms, least)
         return RowConfig(block_m, block_n, num_warps)
     return RowConfig(1, block_n, num_warps=min(32, block_n // 512))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..config import RowConfig, cdiv, next_power_of_2, rows_that_fill
+from ..config import RowConfig, cdiv, next_power_of_2, rows_of_whole_vectors, rows_that_fill
 from ..rows import aligned, edge_columns, split_row, sum_of_squares, tile_rows
 from .norm_bwd_wide import wide_config
 
@@ -32,7 +32,8 @@ def rms_norm_fwd_config(
         return RowConfig(1, 8192, num_warps=16, variant="chunked")
     if block_n <= 512:  # several rows a program, each row inside one warp
         num_warps = 4 if block_n <= 256 else 1
-        block_m = rows_that_fill(M, max(num_warps, (1024 if whole else 512) * num_warps // block_n), sms, least=num_warps)
+        least = rows_of_whole_vectors(block_n, num_warps, itemsize)
+        block_m = rows_that_fill(M, max(num_warps, (1024 if whole else 512) * num_warps // block_n), sms, least)
         return RowConfig(block_m, block_n, num_warps)
     per_thread = 8 if not whole else 16 if block_n <= 8192 else 32
     return RowConfig(1, block_n, num_warps=min(32, block_n // (32 * per_thread)))
@@ -52,7 +53,7 @@ def rms_norm_bwd_config(
         return wide_config(itemsize, whole)
     if block_n <= 256:
         tile = 4096 // itemsize if whole else 1024
-        block_m = rows_that_fill(M, max(4, tile // block_n), sms, least=4)
+        block_m = rows_that_fill(M, max(4, tile // block_n), sms, rows_of_whole_vectors(block_n, 4, itemsize))
         num_warps = 8 if block_n == 256 and strided else 4  # with 4 they would spill
         return RowConfig(block_m, block_n, num_warps, num_stages=2 if whole else 1)
     # On Ampere, prefetching rows of 4096 columns would cost one of the two programs an SM.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..config import CLUSTER_CTAS, RowConfig, next_power_of_2, rows_that_fill
+from ..config import CLUSTER_CTAS, RowConfig, next_power_of_2, rows_of_whole_vectors, rows_that_fill
 from ..rows import aligned, edge_columns, exp_over, exp_sub, split_row
 
 MAX_ONE_PASS_FWD = 32768  # columns whose fp32 values fit the registers of 32 warps without a spill
@@ -28,7 +28,15 @@ def element_wise(config: RowConfig) -> bool:
     return config.variant == "one_pass" and config.num_warps == 1
 
 
-def _row_config(M: int, N: int, sms: int, one_pass: int, packed: int, per_thread: int, clusters: bool) -> RowConfig:
+def _short_config(M: int, N: int, itemsize: int, sms: int, tile: int) -> RowConfig:
+    block_n = next_power_of_2(N)
+    least = rows_of_whole_vectors(block_n, 1, itemsize)
+    return RowConfig(rows_that_fill(M, tile // block_n, sms, least), block_n, num_warps=1)
+
+
+def _row_config(
+    M: int, N: int, itemsize: int, sms: int, one_pass: int, packed: int, per_thread: int, clusters: bool
+) -> RowConfig:
     block_n = next_power_of_2(N)
     if block_n > max(one_pass, packed):
         part = block_n // CLUSTER_CTAS
@@ -41,7 +49,8 @@ def _row_config(M: int, N: int, sms: int, one_pass: int, packed: int, per_thread
         return RowConfig(1, block_n, num_warps=min(32, block_n // (32 * per_thread)), variant="packed")
     if block_n <= 512:  # several rows a program, each row inside one warp
         num_warps = 4 if block_n <= 256 else 1
-        block_m = rows_that_fill(M, max(num_warps, per_thread * 32 * num_warps // block_n), sms, least=num_warps)
+        least = rows_of_whole_vectors(block_n, num_warps, itemsize)
+        block_m = rows_that_fill(M, max(num_warps, per_thread * 32 * num_warps // block_n), sms, least)
         return RowConfig(block_m, block_n, num_warps)
     per_thread = min(per_thread, 16) if block_n <= 8192 else per_thread
     return RowConfig(1, block_n, min(32, max(1, block_n // (32 * per_thread))))
@@ -57,9 +66,9 @@ def softmax_fwd_config(
     edges: whether rows start anywhere.
     """
     if edges and N <= SHORT_FWD:
-        return RowConfig(rows_that_fill(M, 2048 // next_power_of_2(N), sms), next_power_of_2(N), num_warps=1)
+        return _short_config(M, N, itemsize, sms, 2048)
     packed = (MAX_PACKED_FWD if capability[0] in (9, 10) else MAX_PACKED_FWD // 2) if packable and itemsize == 2 else 0
-    return _row_config(M, N, sms, MAX_ONE_PASS_FWD, packed, 32, clusters)
+    return _row_config(M, N, itemsize, sms, MAX_ONE_PASS_FWD, packed, 32, clusters)
 
 
 def softmax_bwd_config(
@@ -68,8 +77,9 @@ def softmax_bwd_config(
 ) -> RowConfig:  # fmt: skip
     """The configuration of the backward; two rows are live, so half the forward's tile."""
     if edges and N <= SHORT_BWD:
-        return RowConfig(rows_that_fill(M, 1024 // next_power_of_2(N), sms), next_power_of_2(N), num_warps=1)
-    return _row_config(M, N, sms, MAX_ONE_PASS_BWD, MAX_PACKED_BWD if packable and itemsize == 2 else 0, 16, clusters)
+        return _short_config(M, N, itemsize, sms, 1024)
+    packed = MAX_PACKED_BWD if packable and itemsize == 2 else 0
+    return _row_config(M, N, itemsize, sms, MAX_ONE_PASS_BWD, packed, 16, clusters)
 
 
 @triton.jit
