@@ -18,13 +18,18 @@ SUMS_OVER_ROWS = {
     "column_sum_kernel": 8.0,  # once a program, after its last step
     "gate_bwd_kernel": 1.5,
     "layer_norm_bwd_kernel": 12.15,
+    "layer_norm_fp8_kernel": 4.0,  # of rows that lie apart: their results change threads, once a tile
+    "layer_norm_fwd_kernel": 2.0,
     "linear_act_bwd_kernel": 1.5,
     "linear_dact_kernel": 1.15,
     "linear_dact_tma_kernel": 1.38,
     "norm_bwd_chunked_columns_kernel": 8.0,  # in a forced tile alone: a chosen one has no column in two threads
     "rms_norm_bwd_kernel": 4.54,
+    "rms_norm_fwd_kernel": 2.0,
     "softmax_bwd_inner_kernel": 1.5,
+    "softmax_bwd_kernel": 2.0,
     "softmax_fwd_inner_kernel": 1.5,
+    "softmax_fwd_kernel": 2.0,
 }
 # Products of fp32 without TF32, which are no matrix instructions: the lanes of a warp read rows of the unswizzled tile of x,
 # whose 32 columns are 128 bytes, all from one bank.
