@@ -17,7 +17,7 @@ from ..._runtime.launch import launch
 from ..._runtime.notices import warn_once
 from ..._runtime.plans import plan
 from ..._runtime.rows import at_pairs, at_vectors, empty_of, rows_and_strides
-from ...kernels.config import SHARED_COLUMNS
+from ...kernels.config import SHARED_COLUMNS, chunked_programs
 from .softmax_reference import EXACT_IN_FP32, softmax_bwd_reference, softmax_reference
 
 FWD_SHARED_FROM, BWD_SHARED_FROM = SHARED_COLUMNS["softmax_fwd"][0], SHARED_COLUMNS["softmax_bwd"][0]  # columns
@@ -174,7 +174,9 @@ def _fwd_plan(
     if config.num_ctas > 1:
         return or_no_cluster(Planned(device, cluster.softmax_fwd_cluster_kernel, options, takes_rows=False), again)
     if config.variant == "chunked":
-        return Planned(device, rows.softmax_fwd_chunked_kernel, options, takes_rows=False)
+        most = chunked_programs(*properties_of(device), N * dtype.itemsize)
+        options["NUM_STAGES"] = 2 if most else config.num_stages  # few programs keep memory busy only if they prefetch
+        return Planned(device, rows.softmax_fwd_chunked_kernel, options, most=most)
     return Planned(device, rows.softmax_fwd_kernel, {**options, "BLOCK_M": config.block_m}, block=config.block_m)
 
 
