@@ -132,47 +132,49 @@ def softmax_fwd_kernel(
 
 @triton.jit
 def softmax_fwd_chunked_kernel(
-    x_ptr, y_ptr, N, stride_xm, stride_xn, stride_ym,
-    VEC: tl.constexpr, EDGES: tl.constexpr, SAME: tl.constexpr, BLOCK_N: tl.constexpr,
+    x_ptr, y_ptr, M, N, stride_xm, stride_xn, stride_ym,
+    VEC: tl.constexpr, EDGES: tl.constexpr, SAME: tl.constexpr, BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     """softmax_fwd_kernel for rows of any length: an online maximum and sum over chunks, then a second pass that writes.
 
     x (M, N) any float, any strides | y (M, N) any float, last stride 1
-    Grid (M,). One row a program in chunks of BLOCK_N. fp32 inside. VEC, EDGES, SAME and edge cases as softmax_fwd_kernel.
+    Grid (P,). Program p takes rows p, p + P, ..., each in chunks of BLOCK_N, of which NUM_STAGES are on the way. P rows fit L2,
+    but for config.chunked_programs. fp32 inside. VEC, EDGES, SAME and edge cases as softmax_fwd_kernel.
     """
-    row = tl.program_id(0).to(tl.int64)
-    x_row, y_row, count = row * stride_xm, row * stride_ym, N
-    row_max = tl.full([], float("-inf"), tl.float32)
-    row_sum = 0.0
-    if EDGES:
-        head, wide_count = split_row(x_row, N, VEC)
-        edge, in_edge = edge_columns(tl.arange(0, 2 * VEC), head, wide_count, N, VEC)
-        x_edge = tl.load(x_ptr + x_row + edge, mask=in_edge, other=float("-inf")).to(tl.float32)
-        y_edge_ptrs = y_ptr + y_row + edge
-        row_max = tl.max(x_edge, axis=0)
-        row_sum = tl.sum(exp_sub(x_edge, tl.where(row_max == float("-inf"), 0.0, row_max)), axis=0)
-        x_row, y_row, count = aligned(x_row + head, VEC), y_row + head, aligned(wide_count.to(tl.int32), VEC)
-        if SAME:
-            y_row = aligned(y_row, VEC)
-    elif VEC > 1:
-        x_row, y_row, count = aligned(x_row, VEC), aligned(y_row, VEC), aligned(N, VEC)
-    for start in tl.range(0, count, BLOCK_N):
-        cols = start + tl.arange(0, BLOCK_N)
-        x_ptrs = x_ptr + x_row + cols.to(tl.int64) * stride_xn
-        x = tl.load(x_ptrs, mask=cols < count, other=float("-inf"), eviction_policy="evict_last").to(tl.float32)
-        new_max = tl.maximum(row_max, tl.max(x, axis=0))
-        shift = tl.where(new_max == float("-inf"), 0.0, new_max)  # so far nothing but -inf: its sum is 0, not NaN
-        row_sum = row_sum * exp_sub(row_max, shift) + tl.sum(exp_sub(x, shift), axis=0)
-        row_max = new_max
-    log2_sum = tl.log2(row_sum)
-    for start in tl.range(0, count, BLOCK_N):
-        cols = start + tl.arange(0, BLOCK_N)
-        x_ptrs = x_ptr + x_row + cols.to(tl.int64) * stride_xn
-        x = tl.load(x_ptrs, mask=cols < count, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        y = exp_over(x, row_max, log2_sum)
-        tl.store(y_ptr + y_row + cols, y.to(y_ptr.dtype.element_ty), mask=cols < count)
-    if EDGES:
-        tl.store(y_edge_ptrs, exp_over(x_edge, row_max, log2_sum).to(y_ptr.dtype.element_ty), mask=in_edge)
+    program = tl.program_id(0).to(tl.int64)
+    for row in tl.range(program, M, tl.num_programs(0)):
+        x_row, y_row, count = row * stride_xm, row * stride_ym, N
+        row_max = tl.full([], float("-inf"), tl.float32)
+        row_sum = 0.0
+        if EDGES:
+            head, wide_count = split_row(x_row, N, VEC)
+            edge, in_edge = edge_columns(tl.arange(0, 2 * VEC), head, wide_count, N, VEC)
+            x_edge = tl.load(x_ptr + x_row + edge, mask=in_edge, other=float("-inf")).to(tl.float32)
+            y_edge_ptrs = y_ptr + y_row + edge
+            row_max = tl.max(x_edge, axis=0)
+            row_sum = tl.sum(exp_sub(x_edge, tl.where(row_max == float("-inf"), 0.0, row_max)), axis=0)
+            x_row, y_row, count = aligned(x_row + head, VEC), y_row + head, aligned(wide_count.to(tl.int32), VEC)
+            if SAME:
+                y_row = aligned(y_row, VEC)
+        elif VEC > 1:
+            x_row, y_row, count = aligned(x_row, VEC), aligned(y_row, VEC), aligned(N, VEC)
+        for start in tl.range(0, count, BLOCK_N, num_stages=NUM_STAGES):
+            cols = start + tl.arange(0, BLOCK_N)
+            x_ptrs = x_ptr + x_row + cols.to(tl.int64) * stride_xn
+            x = tl.load(x_ptrs, mask=cols < count, other=float("-inf"), eviction_policy="evict_last").to(tl.float32)
+            new_max = tl.maximum(row_max, tl.max(x, axis=0))
+            shift = tl.where(new_max == float("-inf"), 0.0, new_max)  # so far nothing but -inf: its sum is 0, not NaN
+            row_sum = row_sum * exp_sub(row_max, shift) + tl.sum(exp_sub(x, shift), axis=0)
+            row_max = new_max
+        log2_sum = tl.log2(row_sum)
+        for start in tl.range(0, count, BLOCK_N, num_stages=NUM_STAGES):
+            cols = start + tl.arange(0, BLOCK_N)
+            x_ptrs = x_ptr + x_row + cols.to(tl.int64) * stride_xn
+            x = tl.load(x_ptrs, mask=cols < count, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            y = exp_over(x, row_max, log2_sum)
+            tl.store(y_ptr + y_row + cols, y.to(y_ptr.dtype.element_ty), mask=cols < count)
+        if EDGES:
+            tl.store(y_edge_ptrs, exp_over(x_edge, row_max, log2_sum).to(y_ptr.dtype.element_ty), mask=in_edge)
 
 
 @triton.jit

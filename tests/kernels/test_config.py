@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fused_ops._runtime.tables import Key, check_config
-from fused_ops.kernels.config import CLUSTER_TRITON, cdiv, has_clusters, next_power_of_2
+from fused_ops.kernels.config import CLUSTER_TRITON, L2_BYTES, L2_SHARE, cdiv, chunked_programs, has_clusters, next_power_of_2
 from fused_ops.kernels.norm import layer_norm, layer_norm_bwd, layer_norm_cluster, norm_bwd_wide, rms_norm
 from fused_ops.kernels.reduce import column_sum_blocks
 from fused_ops.kernels.softmax import softmax, softmax_inner
@@ -116,6 +116,35 @@ def test_groups_of_rows_fill_the_chip_once(M: int, N: int, itemsize: int, sms: i
         assert 1 <= groups <= cdiv(M, config.block_m)
         assert groups == 1 or groups * strips <= 4 * sms
         assert config.block_n * itemsize == 16 * 32 * config.num_warps  # a column has one thread
+
+
+@given(
+    N=st.integers(1, 1 << 20),
+    itemsize=st.sampled_from([2, 4]),
+    sms=st.integers(1, 200),
+    capability=st.sampled_from([*L2_BYTES]),
+)
+def test_rows_that_are_read_twice_stay_in_l2(N: int, itemsize: int, sms: int, capability: tuple[int, int]) -> None:
+    row, room = N * itemsize, L2_SHARE * L2_BYTES[capability]
+    programs = chunked_programs(capability, sms, row)
+    if programs:
+        assert programs * row <= room
+        assert 5 * sms <= 8 * programs <= 16 * sms
+        assert programs <= sms or programs == 2 * sms
+    else:  # four programs an SM fit, or too few SMs would be at work
+        assert 4 * sms * row <= room or (room // row) * 8 < 5 * sms
+
+
+@pytest.mark.parametrize(
+    ("capability", "sms", "row_bytes", "programs"),
+    [
+        ((9, 0), 132, 2 * 131073, 114), ((9, 0), 132, 4 * 50257, 132), ((9, 0), 132, 4 * 32768, 132), ((9, 0), 132, 2 * 50257, 264),
+        ((9, 0), 132, 2 * 256000, 0), ((9, 0), 132, 16384, 0), ((8, 0), 108, 2 * 65536, 108), ((10, 0), 148, 2 * 131072, 148),
+        ((7, 5), 40, 2 * 131072, 0),
+    ],
+)  # fmt: skip
+def test_programs_of_rows_read_twice(capability: tuple[int, int], sms: int, row_bytes: int, programs: int) -> None:
+    assert chunked_programs(capability, sms, row_bytes) == programs
 
 
 @given(P=st.integers(1, 1 << 20))

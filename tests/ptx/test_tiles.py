@@ -11,12 +11,13 @@ import torch
 if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
 
-from fused_ops import REGISTRY
+from fused_ops import REGISTRY, fused_softmax
 from fused_ops._runtime.rows import column_sum
 from fused_ops.kernels.config import RowConfig
 from fused_ops.kernels.reduce import column_sum_blocks
 from fused_ops.ops.linear.matmul import act_bwd
 from fused_ops.ops.linear.matmul_gated import gate_bwd
+from fused_ops.ops.softmax import softmax_launch
 from fused_ops.testing import KERNELS, ContractMode, Op, forced
 from fused_ops.testing.ptx.gpu import altered, device
 from fused_ops.testing.ptx.knowledge import MemoryFaultError
@@ -86,6 +87,20 @@ def test_a_gates_backward() -> None:
     hold_to_banks(gpu.launches)
     dg, du = torch.ops.aten.silu_backward(dy * u, g), dy * torch.nn.functional.silu(g)
     torch.testing.assert_close(found, (dg, du, dg.sum(0), du.sum(0)))
+
+
+@SeveralTurns("softmax_fwd_chunked_kernel")
+@pytest.mark.parametrize("N", [1000, 1001])
+def test_several_long_rows(N: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two programs take five rows of several chunks, the next chunk on its way; a row's maximum may not pass to the next."""
+    monkeypatch.setattr(softmax_launch, "chunked_programs", lambda *_: 2)
+    x = torch.randn(5, N).bfloat16() - 50 * torch.arange(5)[:, None]
+    x[2] = float("-inf")
+    with forced("softmax_fwd", RowConfig(1, 256, 4, "chunked")), device(90, sms=2) as gpu, ContractMode() as mode:
+        fused_softmax(x.bfloat16())
+    assert len(mode.checked) == 1
+    assert gpu.launches[0].programs == 2
+    hold_to_banks(gpu.launches)
 
 
 @SeveralTurns("column_sum_kernel")

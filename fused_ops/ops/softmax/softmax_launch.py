@@ -173,7 +173,11 @@ def _fwd_plan(
     if config.num_ctas > 1:
         return or_no_cluster(Planned(device, cluster.softmax_fwd_cluster_kernel, options, takes_rows=False), again)
     if config.variant == "chunked":
-        return Planned(device, rows.softmax_fwd_chunked_kernel, options, takes_rows=False)
+        from ...kernels.config import chunked_programs
+
+        most = chunked_programs(*properties_of(device), N * dtype.itemsize)
+        options["NUM_STAGES"] = 2 if most else config.num_stages  # few programs keep memory busy only if they prefetch
+        return Planned(device, rows.softmax_fwd_chunked_kernel, options, most=most)
     return Planned(device, rows.softmax_fwd_kernel, {**options, "BLOCK_M": config.block_m}, block=config.block_m)
 
 
