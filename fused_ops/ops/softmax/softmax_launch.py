@@ -47,6 +47,13 @@ def _row_kernels() -> Any:
     return softmax, softmax_packed, softmax_cluster, rows.row_vectors, measured, clusters_wanted, or_no_cluster
 
 
+def chunked_programs(capability: tuple[int, int], sms: int, row_bytes: int) -> int:
+    """kernels.config.chunked_programs, which is not imported before it is needed."""
+    from ...kernels import config
+
+    return config.chunked_programs(capability, sms, row_bytes)
+
+
 def softmax_launch(x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     """softmax_reference by Triton kernels: one over the last dimension, one over an inner dimension."""
     out_dtype = x.dtype if dtype is None else dtype
@@ -173,8 +180,6 @@ def _fwd_plan(
     if config.num_ctas > 1:
         return or_no_cluster(Planned(device, cluster.softmax_fwd_cluster_kernel, options, takes_rows=False), again)
     if config.variant == "chunked":
-        from ...kernels.config import chunked_programs
-
         most = chunked_programs(*properties_of(device), N * dtype.itemsize)
         options["NUM_STAGES"] = 2 if most else config.num_stages  # few programs keep memory busy only if they prefetch
         return Planned(device, rows.softmax_fwd_chunked_kernel, options, most=most)
