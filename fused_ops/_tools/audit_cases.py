@@ -197,7 +197,7 @@ def _tell_apart(cases: list[dict[str, Any]]) -> None:
         groups.setdefault((case["kernel"], case["dtype"], case["config"]), []).append(case)
     for group in groups.values():
         details = [
-            {**case["signature"], **case["constexprs"], **{name: case[name] for name in _DEFAULTS}} for case in group
+            {**case["signature"], **case["constexprs"], **{name: case.get(name) for name in _DEFAULTS}} for case in group
         ]  # fmt: skip
         names = dict.fromkeys(name for detail in details for name in detail)
         differ = [name for name in names if len({str(detail.get(name)) for detail in details}) > 1]

@@ -120,7 +120,9 @@ def linear_config(
         return _fastest(shallow.get(use) or _TMA_TILES[use], M, N, sms)
     found = (_ANY_TILES if access == "any" else _POINTER_TILES)[use]
     if use == "fp8" and access != "any" and capability[0] == 9:
-        found = found[1:]  # beside Hopper's partial sums 128x128 leaves no registers to gelu: 168 bytes spilled under Triton 3.9
+        found = found[
+            1:
+        ]  # beside Hopper's partial sums 128x128 leaves no registers to gelu: 168 bytes spilled under Triton 3.9
     return _fastest(found, M, N, sms)
 
 

@@ -12,7 +12,7 @@ from fused_ops import REGISTRY
 from fused_ops._torch.library import define
 from fused_ops.testing import ErrorSample, Op, Sample, decompositions
 
-OPTIONAL = {"backward", "module", "onnx", "reason", "tuned"}  # None says something about the op
+OPTIONAL = {"backward", "formula", "module", "onnx", "reason", "tuned"}  # None says something about the op
 SPECS = [pytest.param(spec, id=name) for name, spec in REGISTRY.items()]
 
 
