@@ -69,6 +69,7 @@ KNOWN = {
     ("linear_fwd_tma_kernel", 100, "3.7"): {TANH: "spills 56 bytes a thread"},
     ("layer_norm_fwd_kernel", 120, "3.6"): {"N=32768 inference weight bias bf16": "spills 8 bytes a thread"},
     ("layer_norm_fwd_kernel", 90, "3.8"): {"N=32768 weight bias stats fp32": "spills 16 bytes a thread"},
+    ("layer_norm_bwd_shared_kernel", 90, "3.8"): {"N=16384 weight need dw need db bf16": "spills 8 bytes a thread"},
     ("product_sum_kernel", 80, "3.7"): {"64x128x32 bf16": "spills 8 bytes a thread"},
     ("linear_fwd_tma_kernel", 90, "3.6"): {TANH: "spills 56 bytes a thread"},
     ("linear_fwd_tma_kernel", 90, "3.7"): {TANH: "spills 64 bytes a thread"},
