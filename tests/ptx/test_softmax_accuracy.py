@@ -14,7 +14,7 @@ if sys.platform != "linux":
     pytest.skip("Triton compiles on Linux only", allow_module_level=True)
 
 from fused_ops import fused_softmax
-from fused_ops.kernels.config import RowConfig
+from fused_ops.kernels.config import SHARED_COLUMNS, RowConfig
 from fused_ops.testing import ContractMode, forced
 from fused_ops.testing.ptx.approximate import errors
 from fused_ops.testing.ptx.gpu import device
@@ -26,11 +26,16 @@ KERNELS = {  # kernel: (configuration, shape, dimension, dtypes)
     "softmax_fwd_kernel": (RowConfig(4, 256, 4), (1, ROW), -1, (FP32, BF16, FP16)),
     "softmax_fwd_chunked_kernel": (RowConfig(1, 64, 2, "chunked"), (1, ROW), -1, (FP32, BF16, FP16)),
     "softmax_fwd_packed_kernel": (RowConfig(1, 256, 4, "packed"), (1, ROW), -1, (BF16, FP16)),
+    "softmax_fwd_shared_kernel": (None, (1, SHARED_COLUMNS["softmax_fwd"][0] + 8), -1, (BF16, FP16)),
     "softmax_fwd_cluster_kernel": (RowConfig(1, 1024, 1, num_ctas=8), (1, LONG), -1, (FP32,)),
     "softmax_fwd_inner_kernel": (None, INNER["one_pass"], 0, (FP32, BF16)),
     "softmax_fwd_inner_kernel chunked": (None, INNER["chunked"], 0, (FP32, BF16)),
 }
-CASES = [(kernel, dtype) for kernel, (_, _, _, dtypes) in KERNELS.items() for dtype in dtypes]
+CASES = [
+    pytest.param(kernel, dtype, marks=pytest.mark.slow if "shared" in kernel else ())
+    for kernel, (_, _, _, dtypes) in KERNELS.items()
+    for dtype in dtypes
+]
 
 
 def axes(shape: tuple[int, int], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
