@@ -62,7 +62,7 @@ def costs(function: Callable[..., Any], *args: Any, train: bool = False) -> list
         try:
             with _stopping(found):
                 compile_fx.compile_fx_inner(copy.deepcopy(graph), example, **kwargs)
-        except Exception:
+        except Exception:  # _CountedError, as Inductor wraps it: what has been counted need not be compiled
             if len(found) == before:
                 raise
         return graph
